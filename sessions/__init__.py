@@ -1,0 +1,1 @@
+"""Conversations and their KV. No HTTP."""

@@ -1,0 +1,32 @@
+"""EngineConfig: the numbers the engine is built with. Frozen; made once from settings."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """All sizes in tokens unless they say otherwise.
+
+    block_size: tokens per block.
+    num_blocks: blocks in the pool.
+    max_num_batched_tokens: token budget of a step (chunked prefill).
+    max_num_seqs: requests running at once.
+    max_model_len: prompt plus completion of one request.
+    """
+
+    block_size: int = 16
+    num_blocks: int = 1024
+    max_num_batched_tokens: int = 256
+    max_num_seqs: int = 64
+    max_model_len: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "num_blocks", "max_num_batched_tokens", "max_num_seqs", "max_model_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise ValueError("max_num_seqs must not exceed max_num_batched_tokens: a step runs one token per sequence")
+
+    @property
+    def pool_tokens(self) -> int:
+        return self.num_blocks * self.block_size

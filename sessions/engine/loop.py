@@ -1,0 +1,137 @@
+"""Engine: the thread that owns scheduler, pool and runner. Everything else talks to it through one inbox and one outbox.
+
+    event loop ──submit/abort/call──▶ inbox ──▶ [ step: schedule, run, commit ] ──▶ deliver(one batch per step)
+
+`deliver` is called on the engine thread, once per step, with all of the step's outputs; its owner moves them across.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeVar
+
+import structlog
+
+from sessions.engine.block_pool import RemovedBlock
+from sessions.engine.request import Request, RequestOutput
+from sessions.engine.scheduler import Schedule, Scheduler
+from sessions.types import RequestId
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+MAX_CONSECUTIVE_FAILURES = 3
+"""Steps that may raise in a row before the engine gives up and `is_alive` turns false."""
+
+
+class Runner(Protocol):
+    """All device work of a step. Raises whatever the device raises; then nothing of the step counts."""
+
+    def execute(self, schedule: Schedule) -> list[int]:
+        """Do the copies, write K and V of the scheduled tokens, draw one token id per entry with `samples`, in order."""
+
+
+class StepResult:
+    """What one step hands over."""
+
+    __slots__ = ("outputs", "removed")
+
+    def __init__(self, outputs: list[RequestOutput], removed: list[RemovedBlock]) -> None:
+        self.outputs = outputs
+        self.removed = removed
+
+
+class Engine:
+    """One thread. `submit`, `abort`, `call` and `stop` may come from any thread; none blocks (but `stop`, up to its timeout)."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, deliver: Callable[[StepResult], None]) -> None:
+        self.scheduler = scheduler
+        self.num_steps = 0
+        self._runner = runner
+        self._deliver = deliver
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._stopping = False
+        self._num_failures = 0
+        self._thread = threading.Thread(target=self._run, name="anaphora-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Its outputs come through `deliver` until one has a finish reason or an error."""
+        self._inbox.put(lambda: self.scheduler.add(request))
+
+    def abort(self, request_id: RequestId) -> None:
+        """End a request; its blocks are free before the next step. No output follows. Unknown ids are ignored."""
+        self._inbox.put(lambda: self._abort(request_id))
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run `function` on the engine thread, between steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        return future
+
+    def stop(self, timeout_s: float) -> None:
+        """Finish the step under way and end the thread."""
+        self._inbox.put(self._set_stopping)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def step(self) -> StepResult:
+        """The architecture: schedule, run, commit."""
+        schedule = self.scheduler.schedule()
+        sampled = self._runner.execute(schedule)
+        outputs = self.scheduler.commit(schedule, sampled)
+        self.num_steps += 1
+        return StepResult(outputs, self.scheduler.pool.take_removed())
+
+    # -- engine thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping and self._num_failures < MAX_CONSECUTIVE_FAILURES:
+            self._take_inbox()
+            if self.scheduler.has_work and not self._stopping:
+                self._deliver(self._guarded_step())
+        waiting = list(self.scheduler.waiting)
+        self.scheduler.waiting.clear()
+        self._deliver(self._lost(waiting + self.scheduler.fail_running(), "The engine has stopped."))
+
+    def _take_inbox(self) -> None:
+        """Do everything that has come in; sleep only when there is nothing to run."""
+        try:
+            while True:
+                self._inbox.get(block=not self.scheduler.has_work and not self._stopping)()
+        except Empty:
+            return
+
+    def _guarded_step(self) -> StepResult:
+        try:
+            result = self.step()
+        except Exception as error:
+            self._num_failures += 1
+            log.exception("step_failed", error=type(error).__name__, in_a_row=self._num_failures)
+            return self._lost(self.scheduler.fail_running(), "The engine failed while computing this request.")
+        self._num_failures = 0
+        return result
+
+    def _lost(self, requests: list[Request], message: str) -> StepResult:
+        outputs = [RequestOutput(r.id, (), None, r.num_cached_tokens or 0, error=message) for r in requests]
+        return StepResult(outputs, self.scheduler.pool.take_removed())
+
+    def _abort(self, request_id: RequestId) -> None:
+        self.scheduler.abort(request_id)
+
+    def _set_stopping(self) -> None:
+        self._stopping = True

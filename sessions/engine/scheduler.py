@@ -1,0 +1,305 @@
+"""Who runs this step, how many tokens each, who waits, who is preempted. Pure Python; engine thread only.
+
+`schedule()` plans a step and takes the blocks it needs; the runner computes it; `commit()` makes the result count.
+
+    waiting ──admit──▶ running ──finish/abort──▶ (gone)
+       ▲                  │
+       └────preempt───────┘     blocks freed, tokens kept, recomputed later (mostly from the pool)
+
+Order of a step's token budget: one token for every running request that only decodes, then prompts being computed, then
+admissions in order of arrival. So a long prompt is chunked and never stops a running stream for longer than one step.
+
+Identical prefixes arriving together are computed once: `_computing` names the blocks some running request is about to
+compute; a waiting request whose next missing block is among them waits for it instead of computing it again. Forks (`n`
+choices) are nothing else: `n` requests with one prompt.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sessions.engine.block_pool import Block, BlockPool, Match
+from sessions.engine.config import EngineConfig
+from sessions.engine.request import Request, RequestOutput, RequestStatus
+from sessions.hashing import extend_tokens
+from sessions.types import BlockHash, RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """`request` computes tokens [start, start + num_tokens) in this step."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Does this step reach the last known token, so that its logits draw the next?"""
+        return self.start + self.num_tokens == self.request.num_tokens
+
+
+@dataclass(slots=True)
+class Schedule:
+    """One step. `copies`: (source, destination) blocks to copy before anything is written (copy-on-write tails)."""
+
+    entries: list[Scheduled] = field(default_factory=list)
+    copies: list[tuple[Block, Block]] = field(default_factory=list)
+
+
+class Scheduler:
+    """Continuous batching over one `BlockPool`. Mutates requests, the pool and itself; raises nothing."""
+
+    def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
+        self.config = config
+        self.pool = pool
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_generated_tokens = 0
+        self._computing: dict[BlockHash, Request] = {}
+
+    # -- requests in and out ------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queue a request whose prompt plus one token fits the pool (the service has checked)."""
+        self.waiting.append(request)
+
+    def abort(self, request_id: RequestId) -> bool:
+        """Forget a request; its blocks are free at once, what was computed stays cached. False if unknown."""
+        for request in self.running:
+            if request.id == request_id:
+                self._finish(request)
+                return True
+        for request in self.waiting:
+            if request.id == request_id:
+                self.waiting.remove(request)
+                request.status = RequestStatus.FINISHED
+                return True
+        return False
+
+    def fail_running(self) -> list[Request]:
+        """A step raised: drop every running request. What the step wrote was never registered, so nothing is wrong."""
+        failed = list(self.running)
+        for request in failed:
+            self._finish(request)
+        return failed
+
+    # -- schedule -------------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> Schedule:
+        """Plan the next step and take its blocks."""
+        schedule = Schedule()
+        budget = self.config.max_num_batched_tokens
+        preemptions = self.num_preemptions
+        decoding_first = sorted(self.running, key=lambda r: r.num_tokens - r.num_computed_tokens > 1)
+        for request in decoding_first:
+            if budget and request.status is RequestStatus.RUNNING:
+                budget -= self._schedule_running(request, schedule, budget)
+        if preemptions == self.num_preemptions:
+            self._admit(schedule, budget)
+        return schedule
+
+    def _schedule_running(self, request: Request, schedule: Schedule, budget: int) -> int:
+        """Give a running request its tokens, preempting the youngest others if blocks are short. Returns tokens used."""
+        num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+        needed = self._num_blocks_needed(request, num_tokens)
+        while needed > self.pool.num_free_blocks:
+            victim = self.running[-1]
+            self._preempt(victim, schedule)
+            if victim is request:
+                return 0
+        self._start(request, num_tokens, needed, schedule)
+        return num_tokens
+
+    def _num_blocks_needed(self, request: Request, num_tokens: int) -> int:
+        """Blocks to add so that the next `num_tokens` tokens have slots."""
+        end = request.num_computed_tokens + num_tokens
+        return -(-end // self.config.block_size) - len(request.block_table)
+
+    def _start(self, request: Request, num_tokens: int, num_blocks: int, schedule: Schedule) -> None:
+        request.block_table += self.pool.allocate(num_blocks)
+        schedule.entries.append(Scheduled(request, request.num_computed_tokens, num_tokens))
+
+    def _preempt(self, request: Request, schedule: Schedule) -> None:
+        """Take the blocks back; the request goes to the head of the queue and recomputes what the pool loses."""
+        schedule.entries = [entry for entry in schedule.entries if entry.request is not request]
+        schedule.copies = [copy for copy in schedule.copies if copy[1] not in request.block_table]
+        self._release(request)
+        request.status = RequestStatus.WAITING
+        self.waiting.appendleft(request)
+        self.num_preemptions += 1
+
+    # -- admit ----------------------------------------------------------------------------------------------------------
+
+    def _admit(self, schedule: Schedule, budget: int) -> None:
+        """Let waiting requests in, first come first served, while budget, sequences and blocks last.
+
+        A request that waits for another's blocks is passed over and keeps its place; one that finds no room stops the
+        queue, so that small requests cannot starve a large one.
+        """
+        held_back: list[Request] = []
+        while self.waiting and budget and len(self.running) < self.config.max_num_seqs:
+            request = self.waiting.popleft()
+            match = self.pool.match(request.root, request.chain.hashes, request.token_ids[:-1])
+            if self._next_missing(request, match) in self._computing:
+                held_back.append(request)
+                continue
+            if not self._has_room(request, match):
+                self.waiting.appendleft(request)
+                break
+            budget -= self._admit_one(request, match, schedule, budget)
+        self.waiting.extendleft(reversed(held_back))
+
+    def _next_missing(self, request: Request, match: Match) -> BlockHash | None:
+        """Key of the first block that the pool does not hold: its hash, or the hash of the prompt's whole tail."""
+        index = len(match.blocks)
+        if index < len(request.chain.hashes):
+            return request.chain.hashes[index]
+        return self._tail_key(request) if match.num_tail_tokens < self._num_tail_tokens(request) - 1 else None
+
+    def _num_tail_tokens(self, request: Request) -> int:
+        return request.num_tokens - len(request.chain.hashes) * self.config.block_size
+
+    def _tail_key(self, request: Request) -> BlockHash:
+        """Stands for the prompt's last, partial block while it is being computed."""
+        hashes = request.chain.hashes
+        tail = request.token_ids[len(hashes) * self.config.block_size :]
+        return extend_tokens(hashes[-1] if hashes else request.root, tail)
+
+    def _has_room(self, request: Request, match: Match) -> bool:
+        """Room for the whole prompt and one more block, so that admission does not cause preemption at once."""
+        from_queue = sum(block.ref_count == 0 for block in match.blocks)
+        missing = -(-(request.num_tokens + 1) // self.config.block_size) - len(match.blocks)
+        spare = self.pool.num_free_blocks - from_queue
+        return missing <= spare and (not self.running or missing + 1 <= spare)
+
+    def _admit_one(self, request: Request, match: Match, schedule: Schedule, budget: int) -> int:
+        """Attach what the pool holds, start on the rest. Returns tokens used.
+
+            prompt     [ full block ][ full block ][ E F X Y ..
+            stored     [ full block ][ full block ][ E F G H ]     tail: 2 tokens shared
+            attached   touched        touched       copy of E F    copied, or taken over if all of it is ours and idle
+        """
+        self.pool.touch(match.blocks)
+        request.block_table = list(match.blocks)
+        num_cached = len(match.blocks) * self.config.block_size + match.num_tail_tokens
+        tail = match.tail
+        if tail is not None:
+            if tail.ref_count == 0 and not tail.is_full and match.num_tail_tokens == len(tail.token_ids):
+                self.pool.touch([tail])
+                request.block_table.append(tail)
+            else:
+                (copy,) = self.pool.allocate(1)
+                schedule.copies.append((tail, copy))
+                request.block_table.append(copy)
+        request.num_computed_tokens = num_cached
+        request.num_registered_blocks = len(match.blocks)
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
+            self.num_prompt_tokens += request.num_prompt_tokens
+            self.num_cached_tokens += request.num_cached_tokens
+        request.status = RequestStatus.RUNNING
+        self.running.append(request)
+        for key in self._keys_to_compute(request):
+            self._computing.setdefault(key, request)
+        num_tokens = min(request.num_tokens - num_cached, budget)
+        self._start(request, num_tokens, self._num_blocks_needed(request, num_tokens), schedule)
+        return num_tokens
+
+    def _keys_to_compute(self, request: Request) -> Iterator[BlockHash]:
+        yield from request.chain.hashes[request.num_registered_blocks :]
+        if self._num_tail_tokens(request):
+            yield self._tail_key(request)
+
+    # -- commit ---------------------------------------------------------------------------------------------------------
+
+    def commit(self, schedule: Schedule, sampled: list[int]) -> list[RequestOutput]:
+        """The step ran. `sampled`: one token id per entry with `samples`, in order. Register, append, finish."""
+        outputs = []
+        tokens = iter(sampled)
+        for entry in schedule.entries:
+            request = entry.request
+            request.num_computed_tokens += entry.num_tokens
+            prompt_done = entry.start < request.num_prompt_tokens <= request.num_computed_tokens
+            self._register_full_blocks(request)
+            if prompt_done:
+                self._register_tail(request)
+                self._stop_computing(request)
+            if not entry.samples:
+                continue
+            outputs.append(self._append(request, next(tokens), prompt_done=prompt_done))
+        return outputs
+
+    def _append(self, request: Request, token_id: int, *, prompt_done: bool) -> RequestOutput:
+        request.append(token_id)
+        self.num_generated_tokens += 1
+        finish_reason = request.finish_reason()
+        stored: tuple[BlockHash, ...] = ()
+        if prompt_done or finish_reason:
+            stored = tuple(request.chain.hashes[: request.num_registered_blocks])
+        if finish_reason:
+            self._finish(request)
+        return RequestOutput(request.id, (token_id,), finish_reason, request.num_cached_tokens or 0, stored)
+
+    def _register_full_blocks(self, request: Request) -> None:
+        """Hash blocks that just became full, after their KV exists; swap in the stored twin where there is one."""
+        size = self.config.block_size
+        for index in range(request.num_registered_blocks, request.num_computed_tokens // size):
+            parent = request.block_table[index - 1] if index else None
+            block_hash = request.chain.hashes[index]
+            tokens = tuple(request.token_ids[index * size : (index + 1) * size])
+            held = request.block_table[index]
+            block = self.pool.register_full(held, request.root, parent, block_hash, tokens)
+            if not block.is_full:
+                return
+            request.block_table[index] = block
+            request.num_registered_blocks = index + 1
+            if self._computing.get(block_hash) is request:
+                del self._computing[block_hash]
+
+    def _register_tail(self, request: Request) -> None:
+        """Make the last, partial block findable by its tokens."""
+        start = request.num_registered_blocks * self.config.block_size
+        tail = tuple(request.token_ids[start : request.num_computed_tokens])
+        if tail and len(tail) < self.config.block_size:
+            parent = request.block_table[request.num_registered_blocks - 1] if request.num_registered_blocks else None
+            self.pool.register_partial(request.block_table[request.num_registered_blocks], request.root, parent, tail)
+
+    def _stop_computing(self, request: Request) -> None:
+        for key in [key for key, owner in self._computing.items() if owner is request]:
+            del self._computing[key]
+
+    def _finish(self, request: Request) -> None:
+        self._register_tail(request)
+        self._release(request)
+        request.status = RequestStatus.FINISHED
+
+    def _release(self, request: Request) -> None:
+        self._stop_computing(request)
+        self.running.remove(request)
+        self.pool.free(request.block_table)
+        request.block_table = []
+        request.num_computed_tokens = request.num_registered_blocks = 0
+
+    # -- invariants -----------------------------------------------------------------------------------------------------
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless references, tables and statuses agree. O(blocks)."""
+        self.pool.check_integrity()
+        held: dict[Block, int] = {}
+        for request in self.running:
+            assert request.status is RequestStatus.RUNNING
+            assert len(request.block_table) * self.config.block_size >= request.num_computed_tokens
+            for block in request.block_table:
+                held[block] = held.get(block, 0) + 1
+        for block in self.pool.blocks:
+            assert block.ref_count == held.get(block, 0), f"{block} is held {held.get(block, 0)} times"
+        assert all(request.status is RequestStatus.WAITING for request in self.waiting)
+        assert all(owner.status is RequestStatus.RUNNING for owner in self._computing.values())

@@ -1,0 +1,136 @@
+"""Values that cross between proxy, service and engine. Frozen, no behaviour beyond derivations, no I/O, no tensors.
+
+Counts are `num_*`; durations end `_s`; sizes are tokens unless the name says `_bytes`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NewType
+
+TokenId = NewType("TokenId", int)
+BlockId = NewType("BlockId", int)
+"""Index of a block in the KV pool."""
+BlockHash = NewType("BlockHash", bytes)
+"""16 bytes: the chained hash of a block and everything before it (`sessions/hashing.py`)."""
+RequestId = NewType("RequestId", str)
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message, after the wire: content parts are joined, `null` content is the empty string."""
+
+    role: Role
+    content: str = ""
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call; `parameters` is its JSON Schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one completion is drawn. Bounds are the wire's business (`proxy/schemas.py`); these are already valid.
+
+    temperature: 0 is greedy. top_k: 0 is off. min_p: 0 is off. top_p: 1 is off.
+    seed: any 64-bit int; None draws one. max_tokens: None is "up to the context".
+    logit_bias: token id -> added to the logit.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Whom an API key stands for. The tenant's cache key is derived on the server, never sent by a client."""
+
+    id: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One chat completion as the service takes it."""
+
+    messages: tuple[Message, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    n: int = 1
+    tenant: Tenant = field(default_factory=Tenant)
+    cache_salt: str | None = None
+    """Narrows sharing inside the tenant; never widens it."""
+    tools: tuple[Tool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of one choice. `text` may be empty; `finish_reason` is set on a choice's last delta only."""
+
+    choice: int
+    text: str
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one chat request, over all its choices.
+
+    cached_tokens: prompt tokens whose KV came from the pool (the best over the choices' shared prompt).
+    cache_write_tokens: prompt tokens computed now and kept for later turns.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What `/ready` reports. `index` is the state of the Redis trie: reported, not required."""
+
+    ready: bool
+    model_loaded: bool
+    engine_alive: bool
+    draining: bool
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of gauges and monotonic counters for `/metrics`. Token counts; seconds since the epoch nowhere."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    """Share of the pool's blocks that running requests hold, 0..1."""
+    kv_cache_cached: float = 0.0
+    """Share of the pool's blocks that hold KV somebody may reuse, 0..1."""
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    num_preemptions: int = 0
+    num_evicted_blocks: int = 0
+    num_steps: int = 0
+    index_state: str = "off"
+    """redis | embedded | off, or `down` while the circuit breaker is open."""
+    index_errors: int = 0
+    index_lookups: int = 0
+    index_resyncs: int = 0
+    index_dropped: int = 0
