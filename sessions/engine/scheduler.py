@@ -88,7 +88,8 @@ class Scheduler:
         """A step raised: drop every running request. What the step wrote was never registered, so nothing is wrong."""
         failed = list(self.running)
         for request in failed:
-            self._finish(request)
+            self._release(request)
+            request.status = RequestStatus.FINISHED
         return failed
 
     # -- schedule -------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ local function store(key, run)
   redis.call('SET', key, encode(run), 'EX', ttl)
 end
 
+local unchanged = {}
 local i, last_key, last_run = 0, nil, nil
 while i < num_blocks do
   local key = prefix .. hash_at(chain, i)
@@ -50,7 +51,7 @@ while i < num_blocks do
   if claim(run, matched) then
     store(key, run)
   else
-    redis.call('EXPIRE', key, ttl)
+    unchanged[#unchanged + 1] = key
   end
   i = i + matched
   last_key, last_run = nil, nil
@@ -73,5 +74,9 @@ while i < num_blocks do
   claim(run, stop - i)
   store(prefix .. hash_at(chain, i), run)
   i = stop
+end
+-- Last, because a script that has written anything is no longer refused when memory is short.
+for _, key in ipairs(unchanged) do
+  redis.call('EXPIRE', key, ttl)
 end
 return num_new

@@ -1,0 +1,77 @@
+"""The command `anaphora` (also `python -m proxy`). Heavy imports stay inside the commands:
+
+`--help` answers at once.
+"""
+
+import errno
+import importlib.metadata
+import socket
+import sys
+
+import click
+
+from proxy.options import load_settings, settings_options
+from proxy.settings import Settings
+
+
+@click.group(context_settings={"max_content_width": 120})
+@click.version_option(importlib.metadata.version("anaphora"), prog_name="anaphora")
+def main() -> None:
+    """An OpenAI-compatible chat server where turn N+1 of a conversation pays only for its new tokens."""
+
+
+def _serve(**given: str | None) -> None:
+    _run(load_settings(given))
+
+
+main.add_command(
+    click.Command(
+        "serve",
+        params=settings_options(),
+        callback=_serve,
+        help="Serve one model over HTTP. Each option is also an environment variable; the command line wins.",
+    )
+)
+
+
+def _run(settings: Settings) -> None:
+    from proxy import logs
+
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        bound = bind(settings.host, settings.port)
+    except OSError as error:
+        raise click.ClickException(_bind_sentence(settings, error)) from None
+    with bound:
+        click.echo(f"Loading the model '{settings.model}' …", err=True)
+        from proxy.server import Server
+
+        server = Server(settings)
+        server.run(sockets=[bound])
+    if server.refusal is not None:
+        raise click.ClickException(str(server.refusal))
+    if not server.started:
+        sys.exit(1)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket, not yet listening: a port in use is known before a model is loaded. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _bind_sentence(settings: Settings, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{settings.host}:{settings.port} is in use; choose another --port (ANAPHORA_PORT)."
+    return f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}."
+
+
+if __name__ == "__main__":
+    main()

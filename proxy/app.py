@@ -1,0 +1,88 @@
+"""The factory: settings and a service into a Litestar application. Wiring only.
+
+/v1            RequestLog ▸ guard: API key ▸ ChatController [guard: admission], ModelController
+/health /ready /metrics /schema/openapi.json      open
+"""
+
+from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.middleware import DefineMiddleware
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from proxy.auth import KeyRing, require_api_key
+from proxy.chat import ChatController
+from proxy.errors import EXCEPTION_HANDLERS
+from proxy.limits import InFlight, admit
+from proxy.logs import RequestLog, attach_request_id
+from proxy.metrics import Metrics
+from proxy.reply import Reply
+from proxy.settings import Settings
+from proxy.system import ModelController, SystemController
+from sessions.service import ChatService
+
+
+def create_app(settings: Settings, service: ChatService | None = None) -> Litestar:
+    """A service not given must be in `app.state.service` before the first request; who opens one closes it.
+
+    What requests share is in `app.state`, nothing in guards or middleware: Litestar copies those for every
+    route. settings, key_ring, in_flight, metrics, service (once open), open_replies (a drain ends them at its
+    time limit).
+    """
+
+    state = State({"settings": settings, "open_replies": set()})
+    if service is not None:
+        state.service = service
+    state.key_ring = KeyRing(settings.key_pairs())
+    state.in_flight = InFlight(settings.max_inflight, settings.max_inflight_per_tenant)
+    state.metrics = Metrics(lambda: state.service.stats())  # noqa: PLW0108  (late: the service may not be open)
+    return Litestar(
+        route_handlers=[_api_router(), SystemController],
+        state=state,
+        dependencies={
+            "settings": Provide(_provide_settings),
+            "service": Provide(_provide_service),
+            "open_replies": Provide(_provide_open_replies),
+            "metrics": Provide(_provide_metrics),
+        },
+        exception_handlers=EXCEPTION_HANDLERS,
+        before_send=[attach_request_id],
+        request_max_body_size=settings.max_body_bytes,
+        cors_config=CORSConfig(allow_origins=settings.cors_origin_list) if settings.cors_origins else None,
+        logging_config=None,
+        openapi_config=OpenAPIConfig(
+            title="Anaphora", version="1", path="/schema", render_plugins=[JsonRenderPlugin()]
+        ),
+    )
+
+
+def _api_router() -> Router:
+    chat = Router("/", route_handlers=[ChatController], guards=[admit])
+    return Router(
+        "/v1",
+        route_handlers=[chat, ModelController],
+        guards=[require_api_key],
+        middleware=[DefineMiddleware(RequestLog)],
+    )
+
+
+async def _provide_settings(state: State) -> Settings:
+    settings: Settings = state.settings
+    return settings
+
+
+async def _provide_service(state: State) -> ChatService:
+    service: ChatService = state.service
+    return service
+
+
+async def _provide_open_replies(state: State) -> set[Reply]:
+    open_replies: set[Reply] = state.open_replies
+    return open_replies
+
+
+async def _provide_metrics(state: State) -> Metrics:
+    metrics: Metrics = state.metrics
+    return metrics

@@ -1,0 +1,108 @@
+"""One uvicorn process around the app: it opens the service, and a SIGTERM loses nothing already accepted.
+
+SIGTERM ─▶ service.begin_drain()   new requests: 503          running replies go on
+        ─▶ + shutdown_timeout_s    what still runs ends with an error frame or a 503
+        ─▶ service.close()
+"""
+
+import asyncio
+import math
+import socket
+from dataclasses import fields
+from types import FrameType
+
+import structlog
+import uvicorn
+from pydantic import SecretStr
+
+from proxy.app import create_app
+from proxy.settings import Settings
+from sessions.errors import Draining, SessionError
+from sessions.service import ChatService, ServiceOptions, open_service
+
+_logger = structlog.get_logger("anaphora")
+
+_LAST_WORDS_S = 2
+"""Beyond the drain's time limit, for error frames to be written, before connections are cut."""
+
+
+class Server(uvicorn.Server):
+    """A `uvicorn.Server` that opens the service, drains it, closes it.
+
+    `refusal` says why start-up ended, if it did.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = create_app(settings)
+        self._settings = settings
+        self._service: ChatService | None = None
+        self.refusal: SessionError | None = None
+        super().__init__(
+            uvicorn.Config(
+                self._app,
+                loop="uvloop",
+                http="httptools",
+                lifespan="on",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s) + _LAST_WORDS_S,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal context: only flags are set. While the model is still loading there is nothing to drain."""
+        if self._service is None:
+            raise SystemExit(128 + sig)
+        self._service.begin_drain()
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            self._service = await open_service(_service_options(self._settings))
+        except SessionError as error:
+            self.refusal = error
+            self.should_exit = True
+            return
+        self._app.state.service = self._service
+        await super().startup(sockets)
+        if self.started:
+            self._announce(sockets or [])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _logger.info("draining", open_replies=len(self._app.state.open_replies))
+        cut = asyncio.get_running_loop().call_later(self._settings.shutdown_timeout_s, self._cut_open_replies)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+            if self._service is not None:
+                await self._service.close()
+
+    def _cut_open_replies(self) -> None:
+        for reply in list(self._app.state.open_replies):
+            reply.fail(Draining())
+
+    def _announce(self, sockets: list[socket.socket]) -> None:
+        service = self._app.state.service
+        for listening in sockets:
+            host, port = listening.getsockname()[:2]
+            _logger.info(
+                "serving",
+                address=f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1",
+                model=service.model_id,
+                max_model_len=service.max_model_len,
+                index=service.readiness().index,
+            )
+
+
+def _service_options(settings: Settings) -> ServiceOptions:
+    """Fields of the same name; secrets are unwrapped here, at the door."""
+    values = {field.name: getattr(settings, field.name) for field in fields(ServiceOptions)}
+    return ServiceOptions(
+        **{
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in values.items()
+        }
+    )

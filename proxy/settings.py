@@ -1,0 +1,191 @@
+"""Settings: one frozen value, made once in `__main__` (or by a test), passed in; nothing is read at import.
+
+Every field has a default, bounds and a sentence. That is the one source of the command line (`options.py`),
+of the environment variables (`ANAPHORA_` + the name) and of the table in `docs/configuration.md`, which a
+test compares. Values that are secret never appear in an error message.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sessions.pool_size import parse_pool_size
+
+ENV_PREFIX = "ANAPHORA_"
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CountOrOff = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def default_cache_dir() -> Path:
+    """The user's cache folder: `$XDG_CACHE_HOME/anaphora`, or `~/.cache/anaphora`."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "anaphora"
+
+
+def parse_api_keys(text: str) -> tuple[tuple[str, str], ...]:
+    """`tenant=key` pairs, separated by commas or line ends, `#` comments allowed, as (tenant, key) in order.
+
+    A tenant may have several keys (to rotate them); a key stands for one tenant. Raises ValueError, never
+    quoting a key.
+    """
+    pairs: list[tuple[str, str]] = []
+    lines = (line.partition("#")[0] for line in text.splitlines())
+    for number, entry in enumerate((part.strip() for line in lines for part in line.split(",")), start=1):
+        if not entry:
+            continue
+        tenant, separator, key = (piece.strip() for piece in entry.partition("="))
+        if not (tenant and separator and key):
+            raise ValueError(f"entry {number} of the API keys is not of the form tenant=key")
+        pairs.append((tenant, key))
+    if len({key for _, key in pairs}) != len(pairs):
+        raise ValueError("the same API key is given twice")
+    return tuple(pairs)
+
+
+class Settings(BaseSettings):
+    """The server's settings. Sizes are tokens unless the name says `_bytes`; durations end `_s` or `_ms`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.", min_length=1)
+    port: int = Field(8000, description="TCP port to listen on; 0 picks a free one.", ge=0, le=65_535)
+    model: str = Field(
+        "default",
+        description="The model: `default` (SmolLM2-135M-Instruct, installed alongside), a Hugging Face id, "
+        "a folder, or a GGUF file.",
+        min_length=1,
+    )
+    served_model_name: str = Field("", description="Name clients ask for; empty means the model's own name.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Arithmetic of weights and KV; `auto` is float32 on CPU and the model's own on CUDA.",
+    )
+    num_threads: int = Field(
+        0, description="CPU threads of the model; 0 means all physical cores.", ge=0, le=1024
+    )
+
+    block_size: int = Field(16, description="Tokens per block of the KV pool.", ge=1, le=1024)
+    pool_size: str = Field(
+        "0.3",
+        description="Size of the KV pool: bytes (`2GiB`), tokens (`40000 tokens`) or share of memory (`0.3`).",
+    )
+    max_num_batched_tokens: Count = Field(
+        256, description="Token budget of one engine step (chunked prefill)."
+    )
+    max_num_seqs: Count = Field(64, description="Sequences that run at once.")
+    max_model_len: CountOrOff = Field(
+        0, description="Prompt plus completion, at most; 0 means the model's own limit."
+    )
+    max_num_waiting: CountOrOff = Field(
+        256, description="Requests that may wait for the engine; past it, 429."
+    )
+
+    max_inflight: Count = Field(
+        512, description="Chat requests in flight at once, over all tenants; past it, 429."
+    )
+    max_inflight_per_tenant: CountOrOff = Field(
+        0, description="The same, per tenant; 0 means no limit of its own."
+    )
+    max_body_bytes: Count = Field(10_000_000, description="Largest request body; past it, 413.")
+    max_messages: Count = Field(2048, description="Most messages in one request.")
+    max_json_depth: int = Field(64, description="Deepest nesting of a request body.", ge=8, le=512)
+    max_n: int = Field(128, description="Largest `n` (choices per request).", ge=1, le=128)
+    client_timeout_s: Seconds = Field(
+        60,
+        description="Longest time for a client to send its body (past it, 408) or take nothing of its answer.",
+    )
+    max_completion_time_s: Seconds = Field(
+        600,
+        description="Longest time of one reply; past it a whole one is 504, a stream ends with an error frame.",
+    )
+    keepalive_s: Seconds = Field(15, description="A silent stream sends an SSE comment this often.")
+    shutdown_timeout_s: Seconds = Field(
+        30,
+        description="After SIGTERM, time for running replies to finish; past it they end with an error.",
+    )
+
+    index: Literal["auto", "redis", "embedded", "off"] = Field(
+        "auto",
+        description="Where the trie of block hashes lives: `redis` (needs a URL), `embedded` (a private "
+        "server started with this one), `off`, or `auto`: redis when a URL is given, else embedded.",
+    )
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="`redis://`, `rediss://` or `unix://` URL of the Redis or Valkey that holds the trie.",
+    )
+    redis_timeout_ms: int = Field(
+        50, description="Longest wait for Redis on a request's path.", ge=1, le=10_000
+    )
+
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="API keys as `tenant=key,tenant=key`; none means no authentication, one tenant.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of `tenant=key` lines, added to the keys above."
+    )
+    secret: SecretStr = Field(
+        SecretStr(""),
+        description="Server secret that tenants' cache keys derive from; empty means one kept in the cache "
+        "folder (mode 0600). Replicas that share an index need the same.",
+    )
+    cors_origins: str = Field(
+        "", description="Origins that browsers may call from, comma-separated; empty means none."
+    )
+    cache_dir: Path = Field(
+        default_factory=default_cache_dir, description="Folder of converted models and of the server secret."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line shown."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Log lines for people or for machines."
+    )
+
+    @field_validator("pool_size")
+    @classmethod
+    def _pool_size_parses(cls, text: str) -> str:
+        parse_pool_size(text)
+        return text
+
+    @field_validator("api_keys")
+    @classmethod
+    def _api_keys_parse(cls, keys: SecretStr) -> SecretStr:
+        parse_api_keys(keys.get_secret_value())
+        return keys
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_scheme(cls, url: SecretStr) -> SecretStr:
+        if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("the URL must begin with redis://, rediss:// or unix://")
+        return url
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "Settings":
+        if self.index == "redis" and not self.redis_url:
+            raise ValueError("--index redis needs --redis-url (ANAPHORA_REDIS_URL)")
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise ValueError(
+                "--max-num-seqs must not exceed --max-num-batched-tokens: each running sequence needs a token"
+            )
+        return self
+
+    @property
+    def cors_origin_list(self) -> list[str]:
+        return [origin for part in self.cors_origins.split(",") if (origin := part.strip())]
+
+    def key_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Every configured (tenant, key), the file's included. Raises OSError and ValueError."""
+        text = self.api_keys.get_secret_value()
+        if self.api_keys_file is not None:
+            text += "\n" + self.api_keys_file.read_text(encoding="utf-8")
+        return parse_api_keys(text)

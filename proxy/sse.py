@@ -1,0 +1,96 @@
+"""Deltas into server-sent events: `data: {...}` each, `data: [DONE]` at the end, `: keep-alive` in silence.
+
+    role chunk per choice │ content chunks … finish chunk per choice │ usage chunk, if asked │ [DONE]
+    an error after the 200:          {"error": {...}} │ [DONE]
+
+Strings in deltas are concatenated by clients, so the role is sent once per choice, and choice k's first chunk
+before k+1's. After the first byte no exception may leave the generator: the server would cut the connection
+in the middle of a chunk.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+
+from msgspec import UNSET, UnsetType
+
+from proxy.errors import ErrorAnswer, internal_error_answer, log_unexpected, session_error_answer
+from proxy.reply import Reply
+from proxy.schemas import ENCODER, ChatCompletionChunk, ChunkChoice, ChunkDelta, CompletionUsage
+from sessions.errors import SessionError
+from sessions.types import Delta
+
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+MEDIA_TYPE = "text/event-stream"
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+class ChunkWriter:
+    """Encodes chunks that share id, time and model. Pure."""
+
+    def __init__(
+        self, completion_id: str, created: int, model: str, service_tier: str | UnsetType = UNSET
+    ) -> None:
+        self._id = completion_id
+        self._created = created
+        self._model = model
+        self._service_tier = service_tier
+
+    def roles(self, n: int) -> bytes:
+        opening = ChunkDelta(role="assistant", content="")
+        return b"".join(self._choice(index, opening) for index in range(n))
+
+    def deltas(self, batch: Sequence[Delta]) -> bytes:
+        """Content chunks; a finish reason is a chunk of its own, with an empty delta.
+
+        Empty pieces say nothing.
+        """
+        events = []
+        for delta in batch:
+            if delta.text:
+                events.append(self._choice(delta.choice, ChunkDelta(content=delta.text)))
+            if delta.finish_reason is not None:
+                events.append(self._choice(delta.choice, ChunkDelta(), delta.finish_reason))
+        return b"".join(events)
+
+    def usage(self, usage: CompletionUsage) -> bytes:
+        return self._event([], usage)
+
+    def _choice(self, index: int, delta: ChunkDelta, finish_reason: str | None = None) -> bytes:
+        return self._event([ChunkChoice(index=index, delta=delta, finish_reason=finish_reason)])
+
+    def _event(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> bytes:
+        chunk = ChatCompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage,
+            service_tier=self._service_tier,
+        )
+        return b"data: " + ENCODER.encode(chunk) + b"\n\n"
+
+
+def error_event(answer: ErrorAnswer) -> bytes:
+    return b"data: " + ENCODER.encode(answer.body()) + b"\n\n"
+
+
+async def frames(
+    reply: Reply, writer: ChunkWriter, *, n: int, include_usage: bool, request_id: str
+) -> AsyncIterator[bytes]:
+    """The body of a streamed answer. Never raises; closes the reply however it ends."""
+    try:
+        yield writer.roles(n)
+        async for batch in reply.batches():
+            events = writer.deltas(batch)
+            if events or not batch:
+                yield events or KEEP_ALIVE
+        ending = writer.usage(CompletionUsage.of(reply.generation.usage())) if include_usage else b""
+        yield ending + DONE
+    except SessionError as error:
+        yield error_event(session_error_answer(error)) + DONE
+    except Exception as error:  # noqa: BLE001 - logged; see the module docstring
+        log_unexpected(request_id, error)
+        yield error_event(internal_error_answer()) + DONE
+    finally:
+        reply.close()

@@ -1,0 +1,170 @@
+"""The wire's request into the values of `sessions`: refusals by name, checks over two fields, parts joined.
+
+Pure. What is known and not built is refused (`unsupported_parameter`), because a caller who sends it relies
+on it.
+"""
+
+from typing import Any
+
+from proxy.schemas import (
+    AssistantMessage,
+    ChatCompletionRequest,
+    ChatMessage,
+    Content,
+    ContentPart,
+    FunctionMessage,
+    RefusalPart,
+    TextPart,
+    ToolMessage,
+)
+from sessions.errors import InvalidRequest
+from sessions.types import ChatRequest, Message, Role, SamplingParams, Tenant
+
+_NEVER_BUILT = (
+    "audio",
+    "function_call",
+    "functions",
+    "moderation",
+    "tools",
+    "top_logprobs",
+    "web_search_options",
+)
+"""Refused whatever their value, unless it is null or empty."""
+
+
+def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, vocab_size: int) -> ChatRequest:
+    """Raises InvalidRequest naming the parameter."""
+    refuse_unsupported(wire)
+    check_together(wire, max_n)
+    return ChatRequest(
+        messages=tuple(_message(message, index) for index, message in enumerate(wire.messages)),
+        params=sampling_params(wire, vocab_size),
+        n=_or(wire.n, 1),
+        tenant=tenant,
+        cache_salt=wire.cache_salt,
+    )
+
+
+def refuse_unsupported(wire: ChatCompletionRequest) -> None:
+    """Raises InvalidRequest for the first parameter that is set, known and not built."""
+    if wire.top_logprobs is not None and not wire.logprobs:
+        raise InvalidRequest(
+            "'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value"
+        )
+    if wire.logprobs:
+        raise _unsupported("logprobs")
+    for name in _NEVER_BUILT:
+        if getattr(wire, name) not in (None, [], {}):
+            raise _unsupported(name)
+    if wire.tool_choice not in (None, "none"):
+        raise _unsupported("tool_choice", "only 'none' is")
+    if not _is_text_format(wire.response_format):
+        raise _unsupported("response_format", "only the type 'text' is")
+    if wire.modalities is not None and "audio" in wire.modalities:
+        raise _unsupported("modalities", "only 'text' is")
+    if wire.repetition_penalty not in (None, 1.0):
+        raise _unsupported("repetition_penalty", "presence_penalty and frequency_penalty are")
+    if wire.prompt_cache_options is not None and wire.prompt_cache_options.mode == "explicit":
+        raise _unsupported("prompt_cache_options.mode", "only 'implicit' is")
+
+
+def check_together(wire: ChatCompletionRequest, max_n: int) -> None:
+    """What one field alone cannot say. Raises InvalidRequest."""
+    if wire.stream_options is not None and not wire.stream:
+        raise _invalid("stream_options", "it is only allowed when 'stream' is true")
+    if wire.n is not None and wire.n > max_n:
+        raise _invalid("n", f"this server allows at most {max_n}")
+    if wire.seed is not None and not -(2**63) <= wire.seed < 2**64:
+        raise _invalid("seed", "it must fit into 64 bits")
+    if wire.stop == "":
+        raise _invalid("stop", "a stop sequence must not be empty")
+    if wire.max_tokens and wire.max_completion_tokens and wire.max_tokens != wire.max_completion_tokens:
+        raise _invalid("max_tokens", "it contradicts 'max_completion_tokens'; send one of them")
+
+
+def sampling_params(wire: ChatCompletionRequest, vocab_size: int) -> SamplingParams:
+    """OpenAI's defaults where the request is silent.
+
+    Raises InvalidRequest for a `logit_bias` id outside the vocabulary.
+    """
+    stop = (wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop or ())
+    return SamplingParams(
+        temperature=_or(wire.temperature, 1.0),
+        top_p=_or(wire.top_p, 1.0),
+        top_k=max(0, _or(wire.top_k, 0)),
+        min_p=_or(wire.min_p, 0.0),
+        seed=wire.seed,
+        max_tokens=_or(wire.max_completion_tokens, wire.max_tokens),
+        stop=stop,
+        presence_penalty=_or(wire.presence_penalty, 0.0),
+        frequency_penalty=_or(wire.frequency_penalty, 0.0),
+        logit_bias=_logit_bias(wire.logit_bias or {}, vocab_size),
+        ignore_eos=bool(wire.ignore_eos),
+    )
+
+
+def _logit_bias(biases: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for key, bias in biases.items():
+        token_id = int(key) if key.isascii() and key.isdigit() and len(key) <= 10 else -1
+        if not 0 <= token_id < vocab_size:
+            raise _invalid("logit_bias", f"'{key[:32]}' is not one of the model's {vocab_size} token ids")
+        pairs.append((token_id, bias))
+    return tuple(sorted(pairs))
+
+
+def _message(wire: ChatMessage, index: int) -> Message:
+    where = f"messages[{index}]"
+    match wire:
+        case FunctionMessage():
+            raise _unsupported(f"{where}.role", "'system', 'developer', 'user', 'assistant' and 'tool' are")
+        case AssistantMessage():
+            if wire.tool_calls:
+                raise _unsupported(f"{where}.tool_calls")
+            if wire.function_call is not None:
+                raise _unsupported(f"{where}.function_call")
+            content = wire.refusal or "" if wire.content is None else _text(wire.content, where)
+            return Message("assistant", content)
+        case ToolMessage():
+            return Message("tool", _text(wire.content, where), wire.tool_call_id)
+        case _:
+            role: Role = wire.__struct_config__.tag  # type: ignore[assignment]
+            return Message(role, _text(wire.content, where))
+
+
+def _text(content: Content, where: str) -> str:
+    """Parts are joined as they stand: a string and its pieces mean the same."""
+    if isinstance(content, str):
+        return content
+    return "".join(_part_text(part, f"{where}.content[{index}]") for index, part in enumerate(content))
+
+
+def _part_text(part: ContentPart, where: str) -> str:
+    match part:
+        case TextPart():
+            return part.text
+        case RefusalPart():
+            return part.refusal
+        case _:
+            raise _unsupported(where, "only text parts are")
+
+
+def _is_text_format(response_format: Any) -> bool:
+    return response_format is None or (
+        isinstance(response_format, dict) and response_format.get("type") == "text"
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _unsupported(param: str, supported: str = "") -> InvalidRequest:
+    hint = f"; {supported}" if supported else ""
+    return InvalidRequest(
+        f"'{param}' is not supported by this server{hint}.", param=param, code="unsupported_parameter"
+    )
+
+
+def _invalid(param: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid value for '{param}': {reason}.", param=param, code="invalid_value")

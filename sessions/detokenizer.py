@@ -1,0 +1,161 @@
+"""Token ids to text, incrementally: Detokenizer, StopChecker, and TextStream that joins them. Pure.
+
+Each is a small `decode(...)` / `flush()` transform. Whatever the chunking, the pieces join to `decode(all
+ids)`, cut where the first stop string is complete. One per choice. A token costs the same however many came
+before it: a window of recent ids is decoded, never all.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+Decode = Callable[[Sequence[int]], str]
+
+_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+_MAX_UTF8_TAIL: Final = 3
+"""A code point that is still incomplete has at most 3 bytes, so at most 3 tokens."""
+_MAX_UNSETTLED: Final = 16
+"""So many tokens without settled text are not UTF-8 under way: they are bytes that never will be."""
+
+
+class Detokenizer:
+    """Ids to text that never ends inside a code point.
+
+        ids   … a b │ c d │ e f
+                      │     └ unsettled: their text is not emitted yet, it ends in an incomplete code point
+                      └ context: emitted last; what a decoder must see to know whether a space comes next
+
+    `decode` is the tokenizer's own, special tokens left out.
+    """
+
+    __slots__ = ("_context", "_context_text", "_decode", "_unsettled")
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._context: list[int] = []
+        self._context_text = ""
+        self._unsettled: list[int] = []
+
+    def decode(self, token_id: int) -> str:
+        """The text that `token_id` settles, maybe none."""
+        self._unsettled.append(token_id)
+        text = self._text_after_context(len(self._unsettled))
+        if text and not text.endswith(_REPLACEMENT):
+            return self._settle(len(self._unsettled), text)
+        if self._context and not text:  # a special token: no text, and no decoder needs to see it again
+            self._unsettled.clear()
+            return ""
+        if len(self._unsettled) < _MAX_UNSETTLED:
+            return ""
+        settled = len(self._unsettled) - _MAX_UTF8_TAIL
+        return self._settle(settled, self._text_after_context(settled))
+
+    def flush(self) -> str:
+        """What is left; bytes that never became a code point read as U+FFFD."""
+        text = self._text_after_context(len(self._unsettled))
+        self._unsettled.clear()
+        return text
+
+    def _text_after_context(self, num_unsettled: int) -> str:
+        return self._decode([*self._context, *self._unsettled[:num_unsettled]])[len(self._context_text) :]
+
+    def _settle(self, num_unsettled: int, text: str) -> str:
+        self._context = self._unsettled[:num_unsettled]
+        self._context_text = self._decode(self._context)
+        del self._unsettled[:num_unsettled]
+        return text
+
+
+class StopChecker:
+    """Cuts a stream of text before the stop string that is complete first (of several at once, the longest).
+
+    Text that may yet turn out to begin a stop string is held back, so no part of a matched one ever leaves.
+    Each stop is a Knuth-Morris-Pratt automaton: constant work per character, however long or self-similar the
+    stop.
+    """
+
+    __slots__ = ("_held", "_matchers", "stopped")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._matchers = [_Matcher(stop) for stop in stops if stop]
+        self._held = ""
+        self.stopped = False
+
+    def decode(self, text: str) -> str:
+        """The part of what came in that is certain to be output. Empty for ever once `stopped`."""
+        if self.stopped or not self._matchers:
+            return "" if self.stopped else text
+        buffer = self._held + text
+        for end, character in enumerate(text, start=len(self._held) + 1):
+            matched = max((matcher.advance(character) for matcher in self._matchers), default=0)
+            if matched:
+                self.stopped, self._held = True, ""
+                return buffer[: end - matched]
+        keep = max(matcher.num_matched for matcher in self._matchers)
+        self._held = buffer[len(buffer) - keep :]
+        return buffer[: len(buffer) - keep]
+
+    def flush(self) -> str:
+        """What was held back in vain."""
+        held, self._held = self._held, ""
+        return held
+
+
+class _Matcher:
+    """`num_matched`: length of the longest beginning of `stop` that the text seen so far ends with."""
+
+    __slots__ = ("_fallback", "_stop", "num_matched")
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self.num_matched = 0
+        self._fallback = [
+            0
+        ]  # _fallback[k]: longest beginning of `stop` that ends `stop[: k + 1]`, short of all of it
+        for character in stop[1:]:
+            self._fallback.append(self._next(self._fallback[-1], character))
+
+    def advance(self, character: str) -> int:
+        """The length of `stop` if `character` completes it, else 0."""
+        self.num_matched = self._next(self.num_matched, character)
+        return self.num_matched if self.num_matched == len(self._stop) else 0
+
+    def _next(self, matched: int, character: str) -> int:
+        while matched and self._stop[matched] != character:
+            matched = self._fallback[matched - 1]
+        return matched + 1 if self._stop[matched] == character else 0
+
+
+class TextStream:
+    """Ids of one choice to the text its client sees.
+
+    stopped: a stop string was matched; `num_tokens_used` ids were consumed for it, and later ones are not
+    output.
+    """
+
+    __slots__ = ("_detokenizer", "_stop_checker", "num_tokens_used")
+
+    def __init__(self, decode: Decode, stop: tuple[str, ...] = ()) -> None:
+        self._detokenizer = Detokenizer(decode)
+        self._stop_checker = StopChecker(stop)
+        self.num_tokens_used = 0
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop_checker.stopped
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text that is certain to be output, maybe none. Ids after the one that completes a stop are
+        ignored."""
+        pieces = []
+        for token_id in ids:
+            if self.stopped:
+                break
+            self.num_tokens_used += 1
+            pieces.append(self._stop_checker.decode(self._detokenizer.decode(token_id)))
+        return "".join(pieces)
+
+    def flush(self) -> str:
+        """The end of the text, once no more ids will come."""
+        if self.stopped:
+            return ""
+        return self._stop_checker.decode(self._detokenizer.flush()) + self._stop_checker.flush()

@@ -1,0 +1,164 @@
+"""Block hashes: the identity of cached KV, version `hash/1`. Pure. Vectors: `tests/vectors/hash-1.json`.
+
+    tenant key  blake2b-256(key = server secret, person "anaphora/tenant1", text(tenant id) ‖ optional(salt))
+    root        blake2b-128(key = tenant key, person "anaphora/root/1", fields of RootFields)
+    h[0]        blake2b-128(root   ‖ token ids of block 0, little-endian u32)
+    h[i]        blake2b-128(h[i-1] ‖ token ids of block i, little-endian u32)
+
+Only the root is keyed: without it nobody can compute a hash, or test a guess against one seen in Redis, so a
+key per block would buy nothing. Every variable-length value carries its length, so no two inputs share an
+encoding. Whatever changes a bit of this is a new version and a release note: every tier, and every replica,
+must agree on it.
+"""
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from typing import Final
+
+from sessions.types import BlockHash
+
+VERSION: Final = "hash/1"
+DIGEST_BYTES: Final = 16
+TOKEN_BYTES: Final = 4
+MIN_SECRET_BYTES: Final = 16
+
+_TENANT_PERSON: Final = b"anaphora/tenant1"
+_ROOT_PERSON: Final = b"anaphora/root/1"
+_MAX_KEY_BYTES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RootFields:
+    """Everything but the tokens that decides the bits of a block's KV. Sampling parameters do not.
+
+    The declaration order is the encoding order: append only, and only together with a new VERSION.
+
+    weights: fingerprint of the weight files. model_config: digest of what shapes the forward pass (layers,
+    heads, rope and its scaling, sliding window). numerics: what else must be equal for the bits to be equal,
+    e.g. "cpu/sdpa". adapters: digests, in the order they are stacked. tokenizer, template: for diagnosis; KV
+    depends on ids alone.
+    """
+
+    block_size: int
+    weights: str
+    model_config: str
+    weight_quantisation: str
+    compute_dtype: str
+    kv_dtype: str
+    numerics: str
+    tokenizer: str
+    template: str
+    adapters: tuple[str, ...] = ()
+
+
+def tenant_key(server_secret: bytes, tenant_id: str, cache_salt: str | None) -> bytes:
+    """32 bytes that only this server can derive. A salt gives another key, so it can only narrow what is
+    shared.
+
+    Raises ValueError for a secret shorter than MIN_SECRET_BYTES.
+    """
+    if len(server_secret) < MIN_SECRET_BYTES:
+        raise ValueError(
+            f"the server secret must have at least {MIN_SECRET_BYTES} bytes, not {len(server_secret)}"
+        )
+    if len(server_secret) > _MAX_KEY_BYTES:
+        server_secret = blake2b(server_secret).digest()
+    salt = b"\x00" if cache_salt is None else b"\x01" + _text(cache_salt)
+    return blake2b(_text(tenant_id) + salt, key=server_secret, person=_TENANT_PERSON, digest_size=32).digest()
+
+
+def root_hash(root_fields: RootFields, key: bytes) -> BlockHash:
+    """The parent hash of every first block computed under `root_fields` for the holder of `key`."""
+    data = encode_fields(root_fields)
+    return BlockHash(blake2b(data, key=key, person=_ROOT_PERSON, digest_size=DIGEST_BYTES).digest())
+
+
+def encode_fields(root_fields: RootFields) -> bytes:
+    """VERSION, then each field as text(name) ‖ u32 byte length ‖ value; see `_value`."""
+    encoded = [_text(VERSION)]
+    for field in fields(root_fields):
+        value = _value(getattr(root_fields, field.name))
+        encoded.append(_text(field.name) + _length(value) + value)
+    return b"".join(encoded)
+
+
+def extend_tokens(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
+    """The hash of these ids, all of them, after `parent`: a block, or the part of one that stands for itself."""
+    return BlockHash(blake2b(parent + token_bytes(token_ids), digest_size=DIGEST_BYTES).digest())
+
+
+def chain_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> list[BlockHash]:
+    """Hashes of the whole blocks of `token_ids` after `parent`; ids beyond the last whole block are left out.
+
+    Raises OverflowError for an id outside u32.
+    """
+    tokens = token_bytes(token_ids)
+    block_bytes = block_size * TOKEN_BYTES
+    hashes = []
+    for start in range(0, len(tokens) - block_bytes + 1, block_bytes):
+        parent = BlockHash(
+            blake2b(parent + tokens[start : start + block_bytes], digest_size=DIGEST_BYTES).digest()
+        )
+        hashes.append(parent)
+    return hashes
+
+
+def token_bytes(token_ids: Sequence[int]) -> bytes:
+    """Ids as little-endian u32, whatever the machine's byte order. Raises OverflowError for an id outside
+    u32."""
+    words = array("I", token_ids)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()
+
+
+class HashChain:
+    """The hashes of one growing token sequence. Extending it hashes the new tokens only, whatever came before.
+
+    block_size 4, after extend([a b c d e f]) and extend([g h i]):
+    tokens   a b c d │ e f g h │ i
+    hashes   h0        h1        (i waits in the tail)
+    """
+
+    __slots__ = ("_tail", "block_size", "hashes", "root")
+
+    def __init__(self, root: BlockHash, block_size: int) -> None:
+        self.root = root
+        self.block_size = block_size
+        self.hashes: list[BlockHash] = []
+        """One per whole block, in order. Read only for everybody else."""
+        self._tail: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.hashes) * self.block_size + len(self._tail)
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Raises OverflowError for an id outside u32, and then leaves the chain as it was."""
+        pending = [*self._tail, *token_ids]
+        parent = self.hashes[-1] if self.hashes else self.root
+        self.hashes += chain_hashes(parent, pending, self.block_size)
+        self._tail = pending[len(pending) - len(pending) % self.block_size :]
+
+
+def _value(value: object) -> bytes:
+    """int: i64. str: text. tuple of str: u32 count, then each as text. Type by field, so no tag is needed."""
+    if isinstance(value, int):
+        return value.to_bytes(8, "little", signed=True)
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, tuple):
+        return _length(value) + b"".join(_text(part) for part in value)
+    raise TypeError(f"a root field cannot be a {type(value).__name__}")
+
+
+def _text(value: str) -> bytes:
+    data = value.encode("utf-8", "surrogatepass")
+    return _length(data) + data
+
+
+def _length(value: Sequence[object] | bytes) -> bytes:
+    return len(value).to_bytes(4, "little")

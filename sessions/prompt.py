@@ -1,0 +1,84 @@
+"""What passes between rendering and encoding: ChatTemplate, Segment, ContentSpan, Move, Prompt. Pure."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sessions.control_tokens import ControlTokens
+from sessions.types import TokenId
+
+
+class TemplateError(Exception):
+    """The chat template raised on this conversation; the text is the template's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A model's chat template, ready to run.
+
+    apply: (messages, tools or None, add_generation_prompt) -> text; raises TemplateError.
+    takes_tools: the template mentions tools at all. digest: of its source and of what is pinned in it.
+    """
+
+    apply: Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, bool], str]
+    control_tokens: ControlTokens
+    takes_tools: bool
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One control token (`control_id` is its id), or the plain text between two. `start` is its offset in the
+    text."""
+
+    start: int
+    text: str
+    control_id: TokenId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContentSpan:
+    """`text[start:end]` of a prompt is the content of `messages[message]`, possibly stripped by the template.
+
+    The merged leading system block counts as the first message in it.
+    """
+
+    message: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Something the canonical order put elsewhere, e.g. `messages[3]` to `messages[0]`."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation.
+
+    segments cover `text` from left to right, save whitespace that a control token swallows. contents: where
+    each non-empty content stands, in order; empty if the template changed one beyond stripping it.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    contents: tuple[ContentSpan, ...]
+    moves: tuple[Move, ...]
+
+    def content_at(self, offset: int) -> ContentSpan | None:
+        """The content that covers `text[offset]`; None where the template wrote it."""
+        index = bisect_right(self.contents, offset, key=lambda span: span.start) - 1
+        if index < 0 or offset >= self.contents[index].end:
+            return None
+        return self.contents[index]
+
+    def contents_within(self, segment: Segment) -> Sequence[ContentSpan]:
+        """The contents that lie wholly inside a plain segment, in order."""
+        first = bisect_right(self.contents, segment.start - 1, key=lambda span: span.start)
+        last = bisect_right(self.contents, segment.start + len(segment.text), key=lambda span: span.end)
+        return self.contents[first:last]

@@ -1,0 +1,75 @@
+"""Servers as operators run them: a cluster, and an account with the least rights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from index_servers import ValkeyServer, eventually, free_port
+
+from sessions.index import Lookup, PrefixIndex
+from sessions.trie import PrefixTrie, Replica, namespace_of, new_incarnation
+from sessions.types import BlockHash
+
+ROOT = BlockHash(b"root of a tenant")
+NAMESPACE, FLEET = namespace_of(ROOT), namespace_of(b"model")
+CHAIN = [BlockHash(bytes([i]) * 16) for i in range(10)]
+
+LEAST_RIGHTS = (
+    "+evalsha +script|load +get +getex +set +expire +unlink +time"
+    " +zadd +zrem +zrange +zrangebyscore +hset +hdel +hgetall"
+)
+
+
+@pytest.fixture
+def cluster_node(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A node that serves the slots of one namespace and one fleet, as if the rest were on other nodes."""
+    options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--dir", str(tmp_path))
+    server = ValkeyServer(*options, "--cluster-port", str(free_port()))
+    server.start()
+    for tag in (NAMESPACE, FLEET):
+        slot = server.command("CLUSTER", "KEYSLOT", f"kv:{{{tag}}}:")
+        assert isinstance(slot, int)
+        server.command("CLUSTER", "ADDSLOTS", slot)
+    yield server
+    server.kill()
+
+
+async def test_each_script_stays_in_the_slot_of_its_key(cluster_node: ValkeyServer) -> None:
+    """A cluster's node refuses keys of other slots, so that each call works is the proof."""
+    await eventually(lambda: "cluster_state:ok" in str(cluster_node.command("CLUSTER", "INFO")))
+    incarnation = new_incarnation()
+    with redis.Redis(port=cluster_node.port) as client:
+        with pytest.raises(redis.RedisError, match="non local key"):
+            client.eval("return redis.call('GET', 'elsewhere')", 1, f"kv:{{{NAMESPACE}}}:n:")
+        trie = PrefixTrie(client)
+        assert trie.insert(NAMESPACE, CHAIN, incarnation, ttl_s=60) == 10
+        assert trie.insert(NAMESPACE, [*CHAIN[:5], BlockHash(b"x" * 16)], incarnation, ttl_s=60) == 1
+        assert trie.cut(NAMESPACE, CHAIN, 7, incarnation) == 1
+        assert trie.lookup(NAMESPACE, CHAIN, ttl_s=60).holders[incarnation].num_blocks == 7
+        assert trie.beat(FLEET, incarnation, Replica("a"), lease_s=5).live == {incarnation}
+        trie.leave(FLEET, incarnation)
+        assert trie.replicas(FLEET) == {}
+
+
+async def test_the_least_rights_are_enough() -> None:
+    server = ValkeyServer()
+    server.start()
+    server.command(
+        "ACL", "SETUSER", "index", "on", ">pass", "resetkeys", "~kv:*", "nocommands", *LEAST_RIGHTS.split()
+    )
+    url = f"redis://index:pass@127.0.0.1:{server.port}"
+    holder, asker = (PrefixIndex(url, fleet=b"model", resync_source=list) for _ in range(2))
+    try:
+        for index in (holder, asker):
+            index.start()
+        holder.publish(ROOT, CHAIN)
+        holder.evicted(CHAIN[:6:-1])
+        await eventually(asker.should_ask)
+        await eventually(lambda: holder.stats().cuts + holder.stats().published >= 1)
+        assert await asker.lookup(ROOT, CHAIN) == Lookup(0, holder.incarnation, 7)
+    finally:
+        for index in (holder, asker):
+            index.stop()
+        server.kill()
+    assert holder.stats().errors == asker.stats().errors == 0
