@@ -1,7 +1,4 @@
-"""The command `anaphora` (also `python -m proxy`). Heavy imports stay inside the commands:
-
-`--help` answers at once.
-"""
+"""The command `anaphora` (also `python -m proxy`). Heavy imports wait for a command: `--help` is instant."""
 
 import errno
 import importlib.metadata

@@ -46,10 +46,7 @@ def nests_deeper_than(limit: int, body: bytes) -> bool:
 
 
 def decode_chat_request(body: bytes, *, max_depth: int, max_messages: int) -> ChatCompletionRequest:
-    """Raises InvalidRequest with the first fault's `param`;
-
-    its message never quotes more than one short value.
-    """
+    """Raises InvalidRequest with the first fault's `param`; no more than one short value is quoted."""
     if nests_deeper_than(max_depth, body):
         raise InvalidRequest(f"The request body is nested more than {max_depth} levels deep.")
     try:

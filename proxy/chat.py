@@ -103,10 +103,7 @@ async def _collect(reply: Reply, n: int) -> list[Choice]:
 
 
 async def _unless_client_leaves(request: BodyRequest, work: Coroutine[Any, Any, T]) -> T:
-    """`work`'s result. Raises ClientDisconnected as soon as the client leaves:
-
-    the server cancels streams, not handlers.
-    """
+    """`work`'s result, or raises ClientDisconnected if the client leaves: servers cancel only streams."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_client_left(request))
     try:

@@ -25,10 +25,7 @@ _CLIENT_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 @dataclass(slots=True)
 class RequestScope:
-    """`fields` are the values of the request's one log line;
-
-    `given_back` runs its callbacks last-in first-out.
-    """
+    """`fields` go on the request's one log line; `given_back` runs its callbacks last-in first-out."""
 
     request_id: str
     started_at: float = field(default_factory=time.monotonic)

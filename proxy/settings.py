@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     block_size: int = Field(16, description="Tokens per block of the KV pool.", ge=1, le=1024)
     pool_size: str = Field(
         "0.3",
-        description="Size of the KV pool: bytes (`2GiB`), tokens (`40000 tokens`) or share of memory (`0.3`).",
+        description="Size of the KV pool: bytes (`2GiB`), tokens (`40000 tokens`), share of memory (`0.3`).",
     )
     max_num_batched_tokens: Count = Field(
         256, description="Token budget of one engine step (chunked prefill)."
@@ -100,11 +100,11 @@ class Settings(BaseSettings):
     max_n: int = Field(128, description="Largest `n` (choices per request).", ge=1, le=128)
     client_timeout_s: Seconds = Field(
         60,
-        description="Longest time for a client to send its body (past it, 408) or take nothing of its answer.",
+        description="Longest time for a client to send its body (else 408) or take nothing of its answer.",
     )
     max_completion_time_s: Seconds = Field(
         600,
-        description="Longest time of one reply; past it a whole one is 504, a stream ends with an error frame.",
+        description="Longest time of a reply; past it a whole one is 504, a stream ends with an error frame.",
     )
     keepalive_s: Seconds = Field(15, description="A silent stream sends an SSE comment this often.")
     shutdown_timeout_s: Seconds = Field(

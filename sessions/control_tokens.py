@@ -28,11 +28,10 @@ class NoStandInError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ControlToken:
-    """An added token that only the template may write. The flags mean what `tokenizers.AddedToken` means by
-    them.
+    """An added token that only the template may write; the flags are those of `tokenizers.AddedToken`.
 
-    lstrip, rstrip: the token swallows the whitespace on that side. single_word: only where no word character
-    adjoins.
+    lstrip, rstrip: the token swallows the whitespace on that side.
+    single_word: it is one only where no word character adjoins.
     """
 
     id: TokenId

@@ -88,7 +88,7 @@ def runtime_folder() -> Path:
 class EmbeddedRedis:
     """The server of one folder. `start` and `stop` once each; neither raises.
 
-    Makes `folder` (0700). Raises ValueError if its path is too long for a socket, OSError if others may enter.
+    Makes `folder` (0700). Raises ValueError if its path is too long, OSError if it is open to others.
     """
 
     def __init__(self, binary: Path, folder: Path) -> None:

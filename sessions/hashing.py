@@ -86,7 +86,7 @@ def encode_fields(root_fields: RootFields) -> bytes:
 
 
 def extend_tokens(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
-    """The hash of these ids, all of them, after `parent`: a block, or the part of one that stands for itself."""
+    """The hash of these ids, all of them, after `parent`: a block, or a part that stands for itself."""
     return BlockHash(blake2b(parent + token_bytes(token_ids), digest_size=DIGEST_BYTES).digest())
 
 
@@ -107,8 +107,7 @@ def chain_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -
 
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
-    """Ids as little-endian u32, whatever the machine's byte order. Raises OverflowError for an id outside
-    u32."""
+    """Ids as little-endian u32 on every machine. Raises OverflowError for one outside u32."""
     words = array("I", token_ids)
     if sys.byteorder == "big":
         words.byteswap()
@@ -116,7 +115,7 @@ def token_bytes(token_ids: Sequence[int]) -> bytes:
 
 
 class HashChain:
-    """The hashes of one growing token sequence. Extending it hashes the new tokens only, whatever came before.
+    """The hashes of one growing token sequence. Extending it hashes new tokens only, whatever came before.
 
     block_size 4, after extend([a b c d e f]) and extend([g h i]):
     tokens   a b c d │ e f g h │ i

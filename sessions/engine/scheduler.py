@@ -247,7 +247,9 @@ class Scheduler:
             stored = tuple(request.chain.hashes[: request.num_registered_blocks])
         if finish_reason:
             self._finish(request)
-        return RequestOutput(request.id, (token_id,), finish_reason, request.num_cached_tokens or 0, stored)
+        return RequestOutput(
+            request.id, (token_id,), finish_reason, request.num_cached_tokens or 0, request.root, stored
+        )
 
     def _register_full_blocks(self, request: Request) -> None:
         """Hash blocks that just became full, after their KV exists; swap in the stored twin where there is one."""
