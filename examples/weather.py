@@ -60,9 +60,7 @@ def ask(client: OpenAI, model: str, city: str, cache_salt: str) -> Answer:
     if usage is None or usage.prompt_tokens_details is None:
         raise SystemExit("the server sent no usage")
     waited_s = (first_at or time.monotonic()) - started_at
-    return Answer(
-        "".join(pieces), usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens or 0, waited_s
-    )
+    return Answer("".join(pieces), usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens or 0, waited_s)
 
 
 def main() -> None:
@@ -82,9 +80,7 @@ def main() -> None:
         print(f"{city:<9} {with_cache.prompt:>6} │ {cells(with_cache)} │ {cells(without)} │ {verdict}")
     warm_s = statistics.median(with_cache.time_to_first_token_s for with_cache, _ in pairs[1:])
     cold_s = statistics.median(without.time_to_first_token_s for _, without in pairs[1:])
-    print(
-        f"\nafter the first city, median TTFT {warm_s * 1000:.1f} ms with the cache, {cold_s * 1000:.1f} ms without"
-    )
+    print(f"\nafter the first city, median TTFT {warm_s * 1000:.1f} ms with the cache, {cold_s * 1000:.1f} ms without")
     if any(with_cache.text != without.text for with_cache, without in pairs):
         sys.exit("the cache changed an answer")
 

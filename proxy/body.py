@@ -7,6 +7,8 @@ for the body. The nesting bound is checked on the bytes before anything is decod
 
 import asyncio
 import re
+from array import array
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -20,34 +22,27 @@ from sessions.errors import InvalidRequest
 _PATH = re.compile(r"^(?P<message>.*) - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`")
 
-_KEPT = b'"[]{}'
-_OTHERS = bytes(byte for byte in range(256) if byte not in _KEPT)
-_AS_BRACES = bytes.maketrans(b"[]", b"{}")
+_OUTLINE = b'"[]{}'
+_OTHERS = bytes(byte for byte in range(256) if byte not in _OUTLINE)
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # +1 and -1 as signed bytes
 
 
-def nests_deeper_than(limit: int, body: bytes) -> bool:
-    """Whether the JSON text `body` nests more than `limit` arrays and objects; faults are not found here.
+def nesting_depth(body: bytes) -> int:
+    """How deep the JSON text `body` nests arrays and objects, at its deepest; faulty JSON is not found here.
 
-    No byte is looked at from Python: escapes, then all but quotes and brackets, then strings are dropped, and
-    what is left is peeled from the inside, one level a pass:  `{{}{{}}}` -> `{{}}` -> `{}` -> ``.
+    No byte is looked at from Python: escapes go, then all but quotes and brackets, then what stands between
+    quotes; what is left is a walk of +1 and -1 whose highest point is the depth.
     """
-    if body.count(b"{") + body.count(b"[") <= limit:
-        return False
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outline = body.translate(_AS_BRACES, _OTHERS)
-    levels = b"".join(outline.split(b'"')[::2])
-    for _ in range(limit):
-        peeled = levels.replace(b"{}", b"")
-        if len(peeled) == len(levels):
-            return False
-        levels = peeled
-    return b"{}" in levels
+    outline = body.translate(_STEPS, _OTHERS)
+    steps = b"".join(outline.split(b'"')[::2])
+    return max(accumulate(array("b", steps)), default=0)
 
 
 def decode_chat_request(body: bytes, *, max_depth: int, max_messages: int) -> ChatCompletionRequest:
     """Raises InvalidRequest with the first fault's `param`; no more than one short value is quoted."""
-    if nests_deeper_than(max_depth, body):
+    if body.count(b"{") + body.count(b"[") > max_depth and nesting_depth(body) > max_depth:
         raise InvalidRequest(f"The request body is nested more than {max_depth} levels deep.")
     try:
         request = CHAT_DECODER.decode(body)
@@ -71,15 +66,11 @@ def _fault(text: str) -> InvalidRequest:
     missing = _MISSING.fullmatch(message)
     if missing:
         param = f"{path}.{missing['field']}" if path else missing["field"]
-        return InvalidRequest(
-            f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-        )
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     param = path.removesuffix("[...]")
     message = message if len(message) <= 200 else message[:200] + "…"
     where = f" for '{param}'" if param else ""
-    return InvalidRequest(
-        f"Invalid value{where}: {_sentence(message)}", param=param or None, code="invalid_value"
-    )
+    return InvalidRequest(f"Invalid value{where}: {_sentence(message)}", param=param or None, code="invalid_value")
 
 
 def _sentence(message: str) -> str:

@@ -48,9 +48,7 @@ class ChatController(Controller):
         if data.model != service.model_id:
             raise ModelNotFound(data.model)
         held = request_scope(request.scope)
-        asked = chat_request(
-            data, tenant=held.tenant or Tenant(), max_n=settings.max_n, vocab_size=service.vocab_size
-        )
+        asked = chat_request(data, tenant=held.tenant or Tenant(), max_n=settings.max_n, vocab_size=service.vocab_size)
         generation = await service.start(asked)
         reply = Reply(
             generation,

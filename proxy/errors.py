@@ -125,9 +125,7 @@ def _proxy_error_answer(error: Exception) -> ErrorAnswer:
         case BodyTimeout():
             return ErrorAnswer(408, "The request body did not arrive in time.", code="body_timeout")
         case _:
-            return ErrorAnswer(
-                CLIENT_CLOSED_REQUEST, "The client closed the connection.", code="client_disconnected"
-            )
+            return ErrorAnswer(CLIENT_CLOSED_REQUEST, "The client closed the connection.", code="client_disconnected")
 
 
 def _response(request: Request[Any, Any, Any], answer: ErrorAnswer) -> Response[dict[str, Any]]:

@@ -37,9 +37,7 @@ class InFlight:
         if self.num_in_flight >= self._total:
             raise self._overloaded("Too many requests are in flight on this server.", self._total)
         if self._per_tenant and self._counts[tenant.id] >= self._per_tenant:
-            raise self._overloaded(
-                "Too many of your requests are in flight on this server.", self._per_tenant
-            )
+            raise self._overloaded("Too many of your requests are in flight on this server.", self._per_tenant)
         self._counts[tenant.id] += 1
 
     def leave(self, tenant: Tenant, duration_s: float) -> None:

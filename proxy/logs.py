@@ -25,9 +25,7 @@ def configure(level: str, log_format: str) -> None:
     Called once, from `__main__`.
     """
     renderer: Any = (
-        structlog.processors.JSONRenderer()
-        if log_format == "json"
-        else structlog.dev.ConsoleRenderer(pad_event_to=0)
+        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(pad_event_to=0)
     )
     shared: list[Any] = [
         structlog.stdlib.add_log_level,

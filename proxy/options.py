@@ -64,9 +64,7 @@ def load_settings(given: Mapping[str, str | None]) -> Settings:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    message = (
-        first["msg"].removeprefix("Value error, ").replace("Input should", "the value should").rstrip(".")
-    )
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "the value should").rstrip(".")
     if not first["loc"]:
         return f"{message}."
     field = str(first["loc"][0])

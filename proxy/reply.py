@@ -11,23 +11,13 @@ awaited.
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Protocol
 
 from proxy.errors import CompletionTimeout, log_unexpected
 from proxy.metrics import Metrics
 from proxy.scope import RequestScope
 from sessions.errors import EngineFailed, SessionError
-from sessions.types import Delta, Usage
-
-
-class RunningGeneration(Protocol):
-    """What is asked of `sessions.service.Generation`."""
-
-    @property
-    def id(self) -> str: ...
-    def __aiter__(self) -> AsyncIterator[Delta]: ...
-    def usage(self) -> Usage: ...
-    def close(self) -> None: ...
+from sessions.service import Generation
+from sessions.types import Delta
 
 
 class Reply:
@@ -35,7 +25,7 @@ class Reply:
 
     def __init__(
         self,
-        generation: RunningGeneration,
+        generation: Generation,
         held: RequestScope,
         metrics: Metrics,
         *,

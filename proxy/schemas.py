@@ -71,9 +71,7 @@ class FunctionMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="
     """OpenAI's legacy; declared to be refused by name."""
 
 
-ChatMessage = (
-    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
-)
+ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
 
 
 class StreamOptions(Struct, frozen=True, kw_only=True):

@@ -8,8 +8,10 @@ SIGTERM ─▶ service.begin_drain()   new requests: 503          running replie
 import asyncio
 import math
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -18,9 +20,11 @@ from pydantic import SecretStr
 from proxy.app import create_app
 from proxy.settings import Settings
 from sessions.errors import Draining, SessionError
-from sessions.service import ChatService, ServiceOptions, open_service
+from sessions.service import ChatService, ServiceOptions
 
 _logger = structlog.get_logger("anaphora")
+
+Opener = Callable[[ServiceOptions], Awaitable[ChatService]]
 
 _LAST_WORDS_S = 2
 """Beyond the drain's time limit, for error frames to be written, before connections are cut."""
@@ -35,6 +39,7 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings) -> None:
         self._app = create_app(settings)
         self._settings = settings
+        self._opener = opener
         self._service: ChatService | None = None
         self.refusal: SessionError | None = None
         super().__init__(
@@ -60,7 +65,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            self._service = await open_service(_service_options(self._settings))
+            self._service = await self._opener(_service_options(self._settings))
         except SessionError as error:
             self.refusal = error
             self.should_exit = True
@@ -99,10 +104,8 @@ class Server(uvicorn.Server):
 
 def _service_options(settings: Settings) -> ServiceOptions:
     """Fields of the same name; secrets are unwrapped here, at the door."""
-    values = {field.name: getattr(settings, field.name) for field in fields(ServiceOptions)}
-    return ServiceOptions(
-        **{
-            name: value.get_secret_value() if isinstance(value, SecretStr) else value
-            for name, value in values.items()
-        }
-    )
+    values: dict[str, Any] = {field.name: getattr(settings, field.name) for field in fields(ServiceOptions)}
+    for name, value in values.items():
+        if isinstance(value, SecretStr):
+            values[name] = value.get_secret_value()
+    return ServiceOptions(**values)

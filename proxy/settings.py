@@ -68,32 +68,20 @@ class Settings(BaseSettings):
         "auto",
         description="Arithmetic of weights and KV; `auto` is float32 on CPU and the model's own on CUDA.",
     )
-    num_threads: int = Field(
-        0, description="CPU threads of the model; 0 means all physical cores.", ge=0, le=1024
-    )
+    num_threads: int = Field(0, description="CPU threads of the model; 0 means all physical cores.", ge=0, le=1024)
 
     block_size: int = Field(16, description="Tokens per block of the KV pool.", ge=1, le=1024)
     pool_size: str = Field(
         "0.3",
         description="Size of the KV pool: bytes (`2GiB`), tokens (`40000 tokens`), share of memory (`0.3`).",
     )
-    max_num_batched_tokens: Count = Field(
-        256, description="Token budget of one engine step (chunked prefill)."
-    )
+    max_num_batched_tokens: Count = Field(256, description="Token budget of one engine step (chunked prefill).")
     max_num_seqs: Count = Field(64, description="Sequences that run at once.")
-    max_model_len: CountOrOff = Field(
-        0, description="Prompt plus completion, at most; 0 means the model's own limit."
-    )
-    max_num_waiting: CountOrOff = Field(
-        256, description="Requests that may wait for the engine; past it, 429."
-    )
+    max_model_len: CountOrOff = Field(0, description="Prompt plus completion, at most; 0 means the model's own limit.")
+    max_num_waiting: CountOrOff = Field(256, description="Waiting requests; past it, 429; 0 means no limit.")
 
-    max_inflight: Count = Field(
-        512, description="Chat requests in flight at once, over all tenants; past it, 429."
-    )
-    max_inflight_per_tenant: CountOrOff = Field(
-        0, description="The same, per tenant; 0 means no limit of its own."
-    )
+    max_inflight: Count = Field(512, description="Chat requests in flight at once, over all tenants; past it, 429.")
+    max_inflight_per_tenant: CountOrOff = Field(0, description="The same, per tenant; 0 means no limit of its own.")
     max_body_bytes: Count = Field(10_000_000, description="Largest request body; past it, 413.")
     max_messages: Count = Field(2048, description="Most messages in one request.")
     max_json_depth: int = Field(64, description="Deepest nesting of a request body.", ge=8, le=512)
@@ -121,34 +109,24 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="`redis://`, `rediss://` or `unix://` URL of the Redis or Valkey that holds the trie.",
     )
-    redis_timeout_ms: int = Field(
-        50, description="Longest wait for Redis on a request's path.", ge=1, le=10_000
-    )
+    redis_timeout_ms: int = Field(50, description="Longest wait for Redis on a request's path.", ge=1, le=10_000)
 
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="API keys as `tenant=key,tenant=key`; none means no authentication, one tenant.",
     )
-    api_keys_file: Path | None = Field(
-        None, description="File of `tenant=key` lines, added to the keys above."
-    )
+    api_keys_file: Path | None = Field(None, description="File of `tenant=key` lines, added to the keys above.")
     secret: SecretStr = Field(
         SecretStr(""),
         description="Server secret that tenants' cache keys derive from; empty means one kept in the cache "
         "folder (mode 0600). Replicas that share an index need the same.",
     )
-    cors_origins: str = Field(
-        "", description="Origins that browsers may call from, comma-separated; empty means none."
-    )
+    cors_origins: str = Field("", description="Origins that browsers may call from, comma-separated; empty means none.")
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder of converted models and of the server secret."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line shown."
-    )
-    log_format: Literal["console", "json"] = Field(
-        "console", description="Log lines for people or for machines."
-    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
+    log_format: Literal["console", "json"] = Field("console", description="Log lines for people or for machines.")
 
     @field_validator("pool_size")
     @classmethod

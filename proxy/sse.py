@@ -28,9 +28,7 @@ DONE = b"data: [DONE]\n\n"
 class ChunkWriter:
     """Encodes chunks that share id, time and model. Pure."""
 
-    def __init__(
-        self, completion_id: str, created: int, model: str, service_tier: str | UnsetType = UNSET
-    ) -> None:
+    def __init__(self, completion_id: str, created: int, model: str, service_tier: str | UnsetType = UNSET) -> None:
         self._id = completion_id
         self._created = created
         self._model = model

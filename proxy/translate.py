@@ -48,9 +48,7 @@ def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, voc
 def refuse_unsupported(wire: ChatCompletionRequest) -> None:
     """Raises InvalidRequest for the first parameter that is set, known and not built."""
     if wire.top_logprobs is not None and not wire.logprobs:
-        raise InvalidRequest(
-            "'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value"
-        )
+        raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value")
     if wire.logprobs:
         raise _unsupported("logprobs")
     for name in _NEVER_BUILT:
@@ -150,9 +148,7 @@ def _part_text(part: ContentPart, where: str) -> str:
 
 
 def _is_text_format(response_format: Any) -> bool:
-    return response_format is None or (
-        isinstance(response_format, dict) and response_format.get("type") == "text"
-    )
+    return response_format is None or (isinstance(response_format, dict) and response_format.get("type") == "text")
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -112,9 +112,7 @@ class ControlTokens:
         """
         strings = list(_strings(values))
         dangers = {string: positions for string in strings if (positions := self._dangers(string))}
-        originals = sorted(
-            {string[position] for string, positions in dangers.items() for position in positions}
-        )
+        originals = sorted({string[position] for string, positions in dangers.items() for position in positions})
         unused = _unused_code_points(strings)
         try:
             spare = next(unused)
@@ -174,9 +172,7 @@ def _longest_match(texts: Sequence[str]) -> str:
 
 def _start_of_match(texts: Sequence[str]) -> str:
     """Regex source that consumes the first character of any of `texts`: overlapping ones are all seen."""
-    return "|".join(
-        f"{re.escape(first)}(?={_longest_match(rests)})" for first, rests in _by_first_character(texts)
-    )
+    return "|".join(f"{re.escape(first)}(?={_longest_match(rests)})" for first, rests in _by_first_character(texts))
 
 
 def _by_first_character(texts: Sequence[str]) -> list[tuple[str, list[str]]]:

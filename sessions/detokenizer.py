@@ -108,9 +108,7 @@ class _Matcher:
     def __init__(self, stop: str) -> None:
         self._stop = stop
         self.num_matched = 0
-        self._fallback = [
-            0
-        ]  # _fallback[k]: longest beginning of `stop` that ends `stop[: k + 1]`, short of all of it
+        self._fallback = [0]  # _fallback[k]: longest beginning of `stop` that ends `stop[: k + 1]`, short of all of it
         for character in stop[1:]:
             self._fallback.append(self._next(self._fallback[-1], character))
 

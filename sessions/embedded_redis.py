@@ -213,9 +213,7 @@ def _make_private(folder: Path) -> None:
 def _version(binary: str) -> tuple[int, int]:
     """(major, minor) as the server itself says; (0, 0) if it does not."""
     try:
-        shown = subprocess.run(
-            [binary, "--version"], capture_output=True, text=True, timeout=2, check=True
-        ).stdout
+        shown = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=2, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return (0, 0)
     version = re.search(r"v=(\d+)\.(\d+)", shown)

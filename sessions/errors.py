@@ -1,13 +1,13 @@
 """Everything that `sessions` raises on purpose. Data, not HTTP: `proxy/errors.py` has the one table of statuses.
 
-    SessionError
-    ├── InvalidRequest           the caller's fault; names the parameter
-    │   └── ContextLengthExceeded
-    ├── ModelNotFound            no such model is served here
-    ├── Overloaded               a bound is reached; says when to come back
-    ├── Draining                 the server is going away
-    ├── EngineFailed             the engine thread died or this step raised
-    └── ModelRefused             at load: this model cannot be served exactly, and why
+SessionError
+├── InvalidRequest           the caller's fault; names the parameter
+│   └── ContextLengthExceeded
+├── ModelNotFound            no such model is served here
+├── Overloaded               a bound is reached; says when to come back
+├── Draining                 the server is going away
+├── EngineFailed             the engine thread died or this step raised
+└── ModelRefused             at load: this model cannot be served exactly, and why
 """
 
 

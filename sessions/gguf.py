@@ -73,9 +73,7 @@ def _write_folder(gguf: Path, folder: Path, report: Callable[[str], None]) -> No
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         report("Reading the weights.")
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # The values are plain fp32 by now, but a model that calls itself quantised refuses to be saved.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):

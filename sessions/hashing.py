@@ -61,9 +61,7 @@ def tenant_key(server_secret: bytes, tenant_id: str, cache_salt: str | None) -> 
     Raises ValueError for a secret shorter than MIN_SECRET_BYTES.
     """
     if len(server_secret) < MIN_SECRET_BYTES:
-        raise ValueError(
-            f"the server secret must have at least {MIN_SECRET_BYTES} bytes, not {len(server_secret)}"
-        )
+        raise ValueError(f"the server secret must have at least {MIN_SECRET_BYTES} bytes, not {len(server_secret)}")
     if len(server_secret) > _MAX_KEY_BYTES:
         server_secret = blake2b(server_secret).digest()
     salt = b"\x00" if cache_salt is None else b"\x01" + _text(cache_salt)
@@ -99,9 +97,7 @@ def chain_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -
     block_bytes = block_size * TOKEN_BYTES
     hashes = []
     for start in range(0, len(tokens) - block_bytes + 1, block_bytes):
-        parent = BlockHash(
-            blake2b(parent + tokens[start : start + block_bytes], digest_size=DIGEST_BYTES).digest()
-        )
+        parent = BlockHash(blake2b(parent + tokens[start : start + block_bytes], digest_size=DIGEST_BYTES).digest())
         hashes.append(parent)
     return hashes
 

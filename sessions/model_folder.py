@@ -127,9 +127,7 @@ def _download(spec: str, report: Report) -> Path:
     except HFValidationError as error:
         raise ModelRefused(f"{spec} is neither a folder, a GGUF file nor a Hugging Face id.") from error
     except LocalEntryNotFoundError as error:
-        raise ModelRefused(
-            f"{spec} is not on this machine, and the Hugging Face hub cannot be reached."
-        ) from error
+        raise ModelRefused(f"{spec} is not on this machine, and the Hugging Face hub cannot be reached.") from error
     except HfHubHTTPError as error:
         raise ModelRefused(
             f"The Hugging Face hub does not give out {spec}: it is unknown, private or gated."

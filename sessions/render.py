@@ -56,9 +56,7 @@ def render(
     turns = _merge_leading(messages, order, num_leading)
     turns, neutral_schemas, stand_ins = _neutralise(turns, schemas, template)
     try:
-        text = template.apply(
-            [turn.holding(turn.content) for turn in turns], neutral_schemas, add_generation_prompt
-        )
+        text = template.apply([turn.holding(turn.content) for turn in turns], neutral_schemas, add_generation_prompt)
     except TemplateError as refusal:
         raise _refused(refusal, template, turns, neutral_schemas) from refusal
     text = stand_ins.unescape(text)
@@ -102,9 +100,7 @@ def _neutralise(
     contents = [turn.content for turn in turns]
     call_ids = [turn.tool_call_id for turn in turns]
     try:
-        (contents, call_ids, schemas), stand_ins = template.control_tokens.neutralise(
-            [contents, call_ids, schemas]
-        )
+        (contents, call_ids, schemas), stand_ins = template.control_tokens.neutralise([contents, call_ids, schemas])
     except NoStandInError:
         raise InvalidRequest("The messages use every private-use code point.", param="messages") from None
     neutral = [
@@ -133,11 +129,7 @@ def _sorted_keys(value: Any) -> Any:
 
 
 def _moves(path: str, order: Sequence[int]) -> list[Move]:
-    return [
-        Move(f"{path}[{source}]", f"{path}[{target}]")
-        for target, source in enumerate(order)
-        if source != target
-    ]
+    return [Move(f"{path}[{source}]", f"{path}[{target}]") for target, source in enumerate(order) if source != target]
 
 
 def _refused(

@@ -232,7 +232,7 @@ class ChatService:
             settings=replace(IndexSettings(), timeout_s=parts.index.timeout_ms / 1000),
         )
 
-    # -- requests -------------------------------------------------------------------------------------------------------
+    # -- requests --
 
     async def start(self, request: ChatRequest) -> Generation:
         """Accept a request. Raises InvalidRequest, ContextLengthExceeded, Overloaded, Draining, EngineFailed."""
@@ -240,9 +240,7 @@ class ChatService:
         token_ids = await self._encode(request)
         if len(token_ids) >= self.max_model_len:
             raise ContextLengthExceeded(num_prompt_tokens=len(token_ids), max_model_len=self.max_model_len)
-        root = root_hash(
-            self._parts.root_fields, tenant_key(self._parts.secret, request.tenant.id, request.cache_salt)
-        )
+        root = root_hash(self._parts.root_fields, tenant_key(self._parts.secret, request.tenant.id, request.cache_salt))
         chain = HashChain(root, self._config.block_size)
         chain.extend(token_ids)
         await self._ask_index(root, chain.hashes)
@@ -325,7 +323,7 @@ class ChatService:
         for request_id in request_ids:
             self._generations.pop(request_id, None)
 
-    # -- engine thread ----------------------------------------------------------------------------------------------------
+    # -- engine thread --
 
     def _deliver(self, result: StepResult) -> None:
         """Engine thread: cross to the event loop once per step."""
@@ -347,7 +345,7 @@ class ChatService:
         if result.removed:
             self.index.evicted([removed.block_hash for removed in result.removed])
 
-    # -- state ----------------------------------------------------------------------------------------------------------
+    # -- state --
 
     def stats(self) -> Stats:
         index = self.index.stats()

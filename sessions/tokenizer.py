@@ -59,9 +59,7 @@ class Tokenizer:
     eos_token_ids: any of these ends a reply. digest, template_digest: hex sha256, for the hash root.
     """
 
-    def __init__(
-        self, hf: PreTrainedTokenizerBase, generation_eos: Sequence[int], today: datetime.datetime
-    ) -> None:
+    def __init__(self, hf: PreTrainedTokenizerBase, generation_eos: Sequence[int], today: datetime.datetime) -> None:
         self._backend: Backend = hf.backend_tokenizer
         backend_json = json.loads(self._backend.to_str())
         control_tokens = ControlTokens(_control_tokens(backend_json))
@@ -193,9 +191,7 @@ def _entry_bytes(text: str, ids: "array[int]") -> int:
 
 def _control_tokens(backend_json: dict[str, Any]) -> list[ControlToken]:
     return [
-        ControlToken(
-            TokenId(token["id"]), token["content"], token["lstrip"], token["rstrip"], token["single_word"]
-        )
+        ControlToken(TokenId(token["id"]), token["content"], token["lstrip"], token["rstrip"], token["single_word"])
         for token in backend_json["added_tokens"]
         if is_control(token["content"], special=token["special"])
     ]
@@ -203,9 +199,7 @@ def _control_tokens(backend_json: dict[str, Any]) -> list[ControlToken]:
 
 def _plain_backend(backend_json: dict[str, Any], control_tokens: ControlTokens) -> Backend:
     """A backend in which exactly the control tokens are special, and special tokens are read as text."""
-    added = [
-        {**token, "special": token["id"] in control_tokens.ids} for token in backend_json["added_tokens"]
-    ]
+    added = [{**token, "special": token["id"] in control_tokens.ids} for token in backend_json["added_tokens"]]
     backend = Backend.from_str(json.dumps({**backend_json, "added_tokens": added}))
     backend.encode_special_tokens = True
     return backend
@@ -240,9 +234,7 @@ def _chat_template(
         raise ModelRefused(f"The model's chat template does not compile: {error}") from error
     compiled.globals["strftime_now"] = today.strftime
 
-    def apply(
-        messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, add_generation_prompt: bool
-    ) -> str:
+    def apply(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
         try:
             return compiled.render(
                 **hf.special_tokens_map,

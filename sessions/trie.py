@@ -112,9 +112,7 @@ class PrefixTrie:
         match self._lookup(keys=[_runs(namespace)], args=[ttl_s, _joined(chain)]):
             case [int(num_blocks), *flat] if len(flat) % 3 == 0:
                 claims = zip(flat[0::3], map(int, flat[1::3]), map(int, flat[2::3]), strict=True)
-                return Match(
-                    num_blocks, {_incarnation(who): Claim(depth, tier) for who, depth, tier in claims}
-                )
+                return Match(num_blocks, {_incarnation(who): Claim(depth, tier) for who, depth, tier in claims})
             case other:
                 raise _nonsense("lookup", other)
 
@@ -131,9 +129,7 @@ class PrefixTrie:
         args: list[EncodableT] = [incarnation, tier, ttl_s, MAX_RUN_BLOCKS, _joined(chain)]
         return _count("insert", self._insert(keys=[_runs(namespace)], args=args))
 
-    def cut(
-        self, namespace: Namespace, chain: Sequence[BlockHash], start: int, incarnation: Incarnation
-    ) -> int:
+    def cut(self, namespace: Namespace, chain: Sequence[BlockHash], start: int, incarnation: Incarnation) -> int:
         """`incarnation` holds nothing of `chain` from block `start` on. Returns how many runs changed.
 
         Exact when branches are cut before the blocks they hang from (`sessions/lua/cut.lua`).

@@ -1,4 +1,4 @@
-"""Attention over the block pool, registered with transformers so that any model that asks its interface for attention
+"""Attention over the block pool, registered with transformers so that a model that asks its interface for attention
 uses it unmodified (https://huggingface.co/docs/transformers/attention_interface).
 
 The model passes the keyword `paged` through its forward; each attention layer hands its K and V to `paged.attend`, which

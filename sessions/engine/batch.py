@@ -17,18 +17,9 @@ import torch
 
 from sessions.engine.block_pool import Block
 from sessions.engine.request import Request
+from sessions.engine.schedule import Scheduled
 
 IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """`request` runs tokens [start, start + num_tokens); `samples` when its last row's logits are wanted."""
-
-    request: Request
-    start: int
-    num_tokens: int
-    samples: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +67,7 @@ def slots_of(block_table: Sequence[Block], num_tokens: int, block_size: int) -> 
     return (ids[:, None] * block_size + np.arange(block_size)).reshape(-1)[:num_tokens]
 
 
-def build_batch(entries: Sequence[Entry], block_size: int, device: torch.device) -> Batch:
+def build_batch(entries: Sequence[Scheduled], block_size: int, device: torch.device) -> Batch:
     """Pack a step. `entries` is not empty; every entry has its blocks."""
     order = sorted(range(len(entries)), key=lambda index: entries[index].num_tokens > 1)
     slots = [slots_of(e.request.block_table, e.start + e.num_tokens, block_size) for e in entries]

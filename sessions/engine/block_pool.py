@@ -1,7 +1,7 @@
 """Who holds which block of the KV pool, what each block contains, and which one is given up next.
 
-Owns block ids, reference counts, the block tree and the free queue. Pure Python: no tensor, no lock, no clock; used from
-the engine thread only. `tests/unit/engine/test_block_pool.py` drives it with numbers that can be counted on fingers.
+Owns block ids, reference counts, the block tree and the free queue. Pure Python: no tensor, no lock, no clock; used
+from the engine thread only. `tests/unit/engine/test_block_pool.py` drives it with numbers that can be counted on fingers.
 
 A block is `block_size` consecutive tokens' KV over all layers. Registered blocks form a tree, one root per root hash
 (`sessions/hashing.py`), so that whatever may not be shared has another root:
@@ -12,7 +12,7 @@ A block is `block_size` consecutive tokens' KV over all layers. Registered block
 * A full block has a hash and is found by it; a partial block (a tail) has none and is found among its parent's children
   by comparing tokens. Both are registered *after* their KV is written, never before.
 * A request holds a path from the root: a held block's parent is held. Hence what is stored is prefix-closed.
-* The free queue holds the unreferenced blocks, least recently used first:
+* The free queue holds unreferenced blocks, least recently used first:
 
       head ─ empty blocks ─ oldest tail … its head … ─ youngest tail … its head ─ end
 
@@ -149,7 +149,7 @@ class BlockPool:
         """Registered full blocks, held or not."""
         return len(self._by_hash)
 
-    # -- lookup -----------------------------------------------------------------------------------------------------
+    # -- lookup --
 
     def num_cached_prefix_blocks(self, hashes: Sequence[BlockHash]) -> int:
         """How many leading `hashes` are stored. Galloping is legal because storage is prefix-closed.
@@ -180,7 +180,7 @@ class BlockPool:
             return Match(blocks, None, 0)
         return Match(blocks, *children.longest_common_prefix(rest))
 
-    # -- holding ----------------------------------------------------------------------------------------------------
+    # -- holding --
 
     def touch(self, blocks: Iterable[Block]) -> None:
         """Add a reference to each block; a free one leaves the free queue. Mutates."""
@@ -216,7 +216,7 @@ class BlockPool:
                 else:
                     self._free.push_head(block)
 
-    # -- registering: only after the KV is written -------------------------------------------------------------------
+    # -- registering: only after the KV is written --
 
     def register_full(
         self, block: Block, root: BlockHash, parent: Block | None, block_hash: BlockHash, token_ids: tuple[int, ...]
@@ -297,7 +297,7 @@ class BlockPool:
         block.root = block.parent = block.block_hash = None
         block.token_ids = ()
 
-    # -- whole pool -------------------------------------------------------------------------------------------------
+    # -- whole pool --
 
     def take_removed(self) -> list[RemovedBlock]:
         """BlockRemoved events since the last call. Mutates."""
@@ -341,7 +341,9 @@ class BlockPool:
         siblings = self._roots.get(root) if parent is None and root is not None else parent and parent.children
         assert siblings and block in set(siblings), f"{block}: its parent does not know it"
         assert block.is_full == (len(block.token_ids) == self.block_size), f"{block}: hash and fill disagree"
-        assert not block.is_full or (block.block_hash and self._by_hash.get(block.block_hash) is block), f"{block}: hash map"
+        assert not block.is_full or (block.block_hash and self._by_hash.get(block.block_hash) is block), (
+            f"{block}: hash map"
+        )
         assert block.is_full or not block.children, f"{block}: a partial block has children"
         if parent is not None:
             assert parent.is_full and parent.root == root, f"{block}: its parent is not registered"

@@ -15,7 +15,8 @@ import structlog
 
 from sessions.engine.block_pool import RemovedBlock
 from sessions.engine.request import Request, RequestOutput
-from sessions.engine.scheduler import Schedule, Scheduler
+from sessions.engine.schedule import Schedule
+from sessions.engine.scheduler import Scheduler
 from sessions.types import RequestId
 
 T = TypeVar("T")
@@ -97,7 +98,7 @@ class Engine:
         self.num_steps += 1
         return StepResult(outputs, self.scheduler.pool.take_removed())
 
-    # -- engine thread --------------------------------------------------------------------------------------------------
+    # -- engine thread --
 
     def _run(self) -> None:
         while not self._stopping and self._num_failures < MAX_CONSECUTIVE_FAILURES:

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from sessions.engine.attention import IMPLEMENTATION, LayoutProbe, PagedAttention
-from sessions.engine.batch import Batch, Chunk, Entry, build_batch
+from sessions.engine.batch import Batch, Chunk, build_batch
 from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.sampler import sample
-from sessions.engine.scheduler import Schedule
+from sessions.engine.schedule import Schedule
 from sessions.errors import ModelRefused
 
 PROBE_LENGTH = 24
@@ -53,8 +53,7 @@ class ModelRunner:
         )
         if not schedule.entries:
             return []
-        entries = [Entry(e.request, e.start, e.num_tokens, e.samples) for e in schedule.entries]
-        batch = build_batch(entries, self._cache.block_size, self._loaded.device)
+        batch = build_batch(schedule.entries, self._cache.block_size, self._loaded.device)
         logits = forward(self._loaded.model, batch, self._cache)
         token_ids = sample(logits, batch.sampled) if batch.sampled else []
         ordered = [0] * len(token_ids)
@@ -78,7 +77,7 @@ def forward(model: PreTrainedModel, batch: Batch, cache: KVCache) -> torch.Tenso
     return logits
 
 
-# -- loading ------------------------------------------------------------------------------------------------------------
+# -- loading --
 
 
 def pick_device(device: str) -> torch.device:
@@ -116,7 +115,9 @@ def load_model(folder: Path, device: str, dtype: str, report: Callable[[str], No
         )
     except (ValueError, OSError) as error:
         raise ModelRefused(f"{config.model_type}: {error}") from error
-    return prepare_model(model.to(target).eval())
+    # Any: transformers wraps `to` and `eval` in ways that hide torch's signatures from the type checker.
+    movable: Any = model
+    return prepare_model(movable.to(target).eval())
 
 
 def prepare_model(model: PreTrainedModel) -> LoadedModel:
@@ -143,7 +144,9 @@ def refuse_by_config(config: PreTrainedConfig) -> None:
     kinds = {rope.get("rope_type")} | {inner.get("rope_type") for inner in rope.values() if isinstance(inner, dict)}
     if "dynamic" in kinds:
         raise ModelRefused(f"{config.model_type}: dynamic-NTK RoPE makes a token's KV depend on the final length")
-    linear = {kind for kind in getattr(config, "layer_types", None) or () if "attention" not in kind or "linear" in kind}
+    linear = {
+        kind for kind in getattr(config, "layer_types", None) or () if "attention" not in kind or "linear" in kind
+    }
     if linear:
         raise ModelRefused(f"{config.model_type}: recurrent or linear layers ({', '.join(sorted(linear))}) keep no KV")
 

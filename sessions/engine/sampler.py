@@ -78,5 +78,7 @@ def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
         probabilities = probabilities * keep
     cumulative = probabilities.cumsum(dim=-1)
     # Strictly greater: a token of probability zero is never drawn, not even by a draw of exactly zero.
-    position = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).clamp_(max=probabilities.shape[-1] - 1)
+    position = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).clamp_(
+        max=probabilities.shape[-1] - 1
+    )
     return (position if order is None else order.gather(1, position))[:, 0]

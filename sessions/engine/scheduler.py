@@ -16,35 +16,13 @@ choices) are nothing else: `n` requests with one prompt.
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from sessions.engine.block_pool import Block, BlockPool, Match
 from sessions.engine.config import EngineConfig
 from sessions.engine.request import Request, RequestOutput, RequestStatus
+from sessions.engine.schedule import Schedule, Scheduled
 from sessions.hashing import extend_tokens
 from sessions.types import BlockHash, RequestId
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """`request` computes tokens [start, start + num_tokens) in this step."""
-
-    request: Request
-    start: int
-    num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        """Does this step reach the last known token, so that its logits draw the next?"""
-        return self.start + self.num_tokens == self.request.num_tokens
-
-
-@dataclass(slots=True)
-class Schedule:
-    """One step. `copies`: (source, destination) blocks to copy before anything is written (copy-on-write tails)."""
-
-    entries: list[Scheduled] = field(default_factory=list)
-    copies: list[tuple[Block, Block]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -61,7 +39,7 @@ class Scheduler:
         self.num_generated_tokens = 0
         self._computing: dict[BlockHash, Request] = {}
 
-    # -- requests in and out ------------------------------------------------------------------------------------------
+    # -- requests in and out --
 
     @property
     def has_work(self) -> bool:
@@ -92,7 +70,7 @@ class Scheduler:
             request.status = RequestStatus.FINISHED
         return failed
 
-    # -- schedule -------------------------------------------------------------------------------------------------------
+    # -- schedule --
 
     def schedule(self) -> Schedule:
         """Plan the next step and take its blocks."""
@@ -137,7 +115,7 @@ class Scheduler:
         self.waiting.appendleft(request)
         self.num_preemptions += 1
 
-    # -- admit ----------------------------------------------------------------------------------------------------------
+    # -- admit --
 
     def _admit(self, schedule: Schedule, budget: int) -> None:
         """Let waiting requests in, first come first served, while budget, sequences and blocks last.
@@ -184,9 +162,9 @@ class Scheduler:
     def _admit_one(self, request: Request, match: Match, schedule: Schedule, budget: int) -> int:
         """Attach what the pool holds, start on the rest. Returns tokens used.
 
-            prompt     [ full block ][ full block ][ E F X Y ..
-            stored     [ full block ][ full block ][ E F G H ]     tail: 2 tokens shared
-            attached   touched        touched       copy of E F    copied, or taken over if all of it is ours and idle
+        prompt     [ full block ][ full block ][ E F X Y ..
+        stored     [ full block ][ full block ][ E F G H ]     tail: 2 tokens shared
+        attached   touched        touched       copy of E F    copied, or taken over if all of it is ours and idle
         """
         self.pool.touch(match.blocks)
         request.block_table = list(match.blocks)
@@ -219,7 +197,7 @@ class Scheduler:
         if self._num_tail_tokens(request):
             yield self._tail_key(request)
 
-    # -- commit ---------------------------------------------------------------------------------------------------------
+    # -- commit --
 
     def commit(self, schedule: Schedule, sampled: list[int]) -> list[RequestOutput]:
         """The step ran. `sampled`: one token id per entry with `samples`, in order. Register, append, finish."""
@@ -291,7 +269,7 @@ class Scheduler:
         request.block_table = []
         request.num_computed_tokens = request.num_registered_blocks = 0
 
-    # -- invariants -----------------------------------------------------------------------------------------------------
+    # -- invariants --
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless references, tables and statuses agree. O(blocks)."""

@@ -181,9 +181,7 @@ class Ledger:
             self._evicted_during_snapshot = set()
             return self._incarnation
 
-    def learn(
-        self, incarnation: Incarnation, leaves: Iterable[tuple[BlockHash, tuple[BlockHash, ...]]]
-    ) -> None:
+    def learn(self, incarnation: Incarnation, leaves: Iterable[tuple[BlockHash, tuple[BlockHash, ...]]]) -> None:
         """Queue the pool's leaf chains, a snapshot taken since `begin_resync` gave `incarnation`."""
         with self._lock:
             evicted, self._evicted_during_snapshot = self._evicted_during_snapshot or set(), None

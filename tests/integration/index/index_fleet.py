@@ -14,9 +14,7 @@ ROOT = BlockHash(b"root of a tenant")
 BUDGET_S = 0.05
 MARGIN_S = 0.1
 """What the machine may add to the budget when it is busy with other things."""
-QUICK = IndexSettings(
-    timeout_s=BUDGET_S, beat_s=0.1, lease_s=0.6, breaker_open_s=0.1, cut_delay_s=0.03, max_chains=500
-)
+QUICK = IndexSettings(timeout_s=BUDGET_S, beat_s=0.1, lease_s=0.6, breaker_open_s=0.1, cut_delay_s=0.03, max_chains=500)
 
 
 def chain(name: str, num_blocks: int) -> list[BlockHash]:

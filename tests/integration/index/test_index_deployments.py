@@ -55,9 +55,7 @@ async def test_each_script_stays_in_the_slot_of_its_key(cluster_node: ValkeyServ
 async def test_the_least_rights_are_enough() -> None:
     server = ValkeyServer()
     server.start()
-    server.command(
-        "ACL", "SETUSER", "index", "on", ">pass", "resetkeys", "~kv:*", "nocommands", *LEAST_RIGHTS.split()
-    )
+    server.command("ACL", "SETUSER", "index", "on", ">pass", "resetkeys", "~kv:*", "nocommands", *LEAST_RIGHTS.split())
     url = f"redis://index:pass@127.0.0.1:{server.port}"
     holder, asker = (PrefixIndex(url, fleet=b"model", resync_source=list) for _ in range(2))
     try:

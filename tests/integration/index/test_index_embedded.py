@@ -90,9 +90,7 @@ def test_it_keeps_nothing_and_listens_on_no_port(binary: Path, folder: Path) -> 
     server.start()
     assert server.wait_ready(5)
     with redis.Redis.from_url(server.url) as client:
-        options = {
-            name: client.config_get(name)[name] for name in ("port", "save", "appendonly", "maxmemory")
-        }
+        options = {name: client.config_get(name)[name] for name in ("port", "save", "appendonly", "maxmemory")}
     assert options == {"port": "0", "save": "", "appendonly": "no", "maxmemory": str(256 * 2**20)}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(server.socket_path.stat().st_mode) == 0o700
@@ -161,9 +159,7 @@ def test_without_a_server_the_index_is_off(folder: Path, monkeypatch: pytest.Mon
     index.stop()
 
 
-@pytest.mark.parametrize(
-    "version, is_found", [("7.0.15", True), ("6.2.0", True), ("6.0.16", False), ("", False)]
-)
+@pytest.mark.parametrize("version, is_found", [("7.0.15", True), ("6.2.0", True), ("6.0.16", False), ("", False)])
 def test_a_server_on_the_path_must_be_new_enough(
     folder: Path, monkeypatch: pytest.MonkeyPatch, version: str, is_found: bool
 ) -> None:

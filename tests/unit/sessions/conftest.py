@@ -70,9 +70,7 @@ def train_metaspace() -> Tokenizer:
 
 
 def save(backend: Tokenizer, folder: Path, template: str, **special_tokens: str) -> Path:
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, chat_template=template, **special_tokens
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **special_tokens).save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
 

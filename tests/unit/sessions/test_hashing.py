@@ -73,9 +73,7 @@ def test_lengths_separate_fields(one: tuple[str, str | None], other: tuple[str, 
 @pytest.mark.parametrize("field", RootFields.__dataclass_fields__)
 def test_every_field_changes_the_root(field: str) -> None:
     value = getattr(FIELDS, field)
-    changed = (
-        value + 1 if isinstance(value, int) else (*value, "x") if isinstance(value, tuple) else value + "x"
-    )
+    changed = value + 1 if isinstance(value, int) else (*value, "x") if isinstance(value, tuple) else value + "x"
     assert root_hash(replace(FIELDS, **{field: changed}), b"key") != root_hash(FIELDS, b"key")
 
 

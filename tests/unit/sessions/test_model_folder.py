@@ -40,9 +40,7 @@ def write_safetensors(file: Path, tensors: dict[str, bytes]) -> None:
 def folder(tmp_path: Path) -> Path:
     path = tmp_path / "some-model"
     path.mkdir()
-    (path / "config.json").write_text(
-        '{"model_type": "llama", "hidden_size": 8, "transformers_version": "5"}'
-    )
+    (path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8, "transformers_version": "5"}')
     write_safetensors(path / "model.safetensors", {"a": bytes(50_000), "b": b"x" * 100, "empty": b""})
     return path
 
@@ -113,8 +111,7 @@ def test_a_large_folder_is_fingerprinted_in_no_time(folder: Path) -> None:
     """16 GB as a sparse file: reading it all would take seconds even from memory."""
     size = 1 << 30
     header = {
-        f"t{at}": {"dtype": "U8", "shape": [size], "data_offsets": [at * size, (at + 1) * size]}
-        for at in range(16)
+        f"t{at}": {"dtype": "U8", "shape": [size], "data_offsets": [at * size, (at + 1) * size]} for at in range(16)
     }
     encoded = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as stream:
@@ -178,9 +175,7 @@ def test_a_gguf_is_converted_once(tiny_gguf: Path, tmp_path: Path) -> None:
     first = resolve_model(str(tiny_gguf), tmp_path, reports.append)
     assert first.name == "tiny-llama"
     assert reports
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
-        file.name for file in first.path.iterdir()
-    }
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in first.path.iterdir()}
     assert "quantization_config" not in json.loads((first.path / "config.json").read_text())
     written_at = (first.path / "model.safetensors").stat().st_mtime_ns
     again = subprocess.run(
@@ -194,9 +189,7 @@ def test_a_gguf_is_converted_once(tiny_gguf: Path, tmp_path: Path) -> None:
     assert (first.path / "model.safetensors").stat().st_mtime_ns == written_at
 
 
-def test_a_torn_conversion_is_never_used(
-    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_torn_conversion_is_never_used(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
         pass
 

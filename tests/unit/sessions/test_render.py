@@ -63,8 +63,7 @@ def test_canonical_order(roles: str, rendered: str, moves: list[tuple[str, str]]
     messages = [Message(names[role], str(at)) for at, role in enumerate(roles.split())]  # type: ignore[arg-type]
     prompt = render(messages, [], CHATML, add_generation_prompt=False)
     expected = [
-        f"<|im_start|>{names[word[0]]}\n{word[1:].replace('+', chr(10) * 2)}<|im_end|>\n"
-        for word in rendered.split()
+        f"<|im_start|>{names[word[0]]}\n{word[1:].replace('+', chr(10) * 2)}<|im_end|>\n" for word in rendered.split()
     ]
     assert prompt.text == "".join(expected)
     assert prompt.moves == tuple(Move(*move) for move in moves)
@@ -127,9 +126,7 @@ def test_appending_turns_changes_nothing_before_them(system: str, exchanges: lis
 def test_no_text_becomes_a_control_token(system: str, exchanges: list[tuple[str, str]]) -> None:
     messages = conversation(system, exchanges)
     prompt = render(messages, [], CHATML, add_generation_prompt=False)
-    assert [segment.control_id for segment in prompt.segments if segment.control_id] == [START, END] * len(
-        messages
-    )
+    assert [segment.control_id for segment in prompt.segments if segment.control_id] == [START, END] * len(messages)
     assert (
         "".join(segment.text for segment in prompt.segments)
         == prompt.text

@@ -56,9 +56,7 @@ CONTROL = [
 ]
 
 ordinary = st.lists(st.sampled_from([*ORDINARY, *SHARP]), max_size=10).map("".join)
-hostile = st.lists(
-    st.sampled_from([*ORDINARY, *SHARP, *CONTROL, *(text[:-1] for text in CONTROL)]), max_size=8
-)
+hostile = st.lists(st.sampled_from([*ORDINARY, *SHARP, *CONTROL, *(text[:-1] for text in CONTROL)]), max_size=8)
 few = settings(max_examples=60, deadline=None)
 
 
@@ -105,9 +103,7 @@ def test_text_never_becomes_a_control_token(tokenizer: Tokenizer, contents: list
     control_ids = tokenizer.template.control_tokens.ids
     messages = conversation(contents)
     innocent = conversation(["x"] * len(contents))
-    written = [
-        token for token in tokenizer.encode(render(messages, [], tokenizer.template)) if token in control_ids
-    ]
+    written = [token for token in tokenizer.encode(render(messages, [], tokenizer.template)) if token in control_ids]
     expected = tokenizer.encode(render(innocent, [], tokenizer.template))
     unknown = tokenizer.template.control_tokens.by_text.get("<unk>")
     assert [token for token in written if not unknown or token != unknown.id] == [
@@ -123,9 +119,7 @@ def test_ids_are_append_stable(tokenizer: Tokenizer, contents: list[str]) -> Non
     for length in range(1, len(messages)):
         part = render(messages[:length], [], tokenizer.template, add_generation_prompt=False)
         closed = part.segments
-        while (
-            closed and closed[-1].control_id is None
-        ):  # text at the very end may go on, and then merge with it
+        while closed and closed[-1].control_id is None:  # text at the very end may go on, and then merge with it
             closed = closed[:-1]
         ids = tokenizer.encode(replace(part, segments=closed))
         assert whole[: len(ids)] == ids
@@ -157,9 +151,7 @@ def test_a_spliced_reply_continues_its_own_prompt(chatml_folder: Path) -> None:
 
 def test_rstrip_and_single_word_flags(phi_folder: Path) -> None:
     tokens = Tokenizer.load(phi_folder).template.control_tokens
-    found = [
-        (m.token.text, m.start, m.end) for m in tokens.find("a  <|mask|>b <|end|> \n <|end|>c<|w|>d <|w|>")
-    ]
+    found = [(m.token.text, m.start, m.end) for m in tokens.find("a  <|mask|>b <|end|> \n <|end|>c<|w|>d <|w|>")]
     assert found == [("<|mask|>", 1, 11), ("<|end|>", 13, 23), ("<|end|>", 23, 30), ("<|w|>", 38, 43)]
 
 
@@ -174,9 +166,7 @@ def test_a_vocabulary_that_holds_a_control_token_as_a_piece(unigram_folder: Path
     tokenizer = Tokenizer.load(unigram_folder)
     end = tokenizer.template.control_tokens.by_text["</s>"].id
     word = tokenizer._backend.token_to_id("ok")
-    assert (
-        tokenizer.encode(render([Message("user", "ok</s>ok")], [], tokenizer.template)).count(word or 0) == 2
-    )
+    assert tokenizer.encode(render([Message("user", "ok</s>ok")], [], tokenizer.template)).count(word or 0) == 2
     for text in ("ok</s>ok", "</s></s>", "ok\uff1c/s\uff1eok", "\ufffd"):
         assert tokenizer.encode(render([Message("user", text)], [], tokenizer.template)).count(end) == 1
 
@@ -200,9 +190,7 @@ def test_eos_is_the_union(chatml_folder: Path, tmp_path: Path, configured: Any, 
 
 def test_the_date_in_a_template_is_pinned_and_in_the_digest(chatml_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(chatml_folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "chat_template.jinja").write_text(
-        "{{ strftime_now('%d %b %Y') }}{{ messages[0]['content'] }}"
-    )
+    (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}{{ messages[0]['content'] }}")
     tokenizer = Tokenizer.load(tmp_path)
     assert render([Message("user", "!")], [], tokenizer.template).text == "26 Jul 2024!"
     other = Tokenizer.load(tmp_path, today=tokenizer_module.TEMPLATE_DATE.replace(year=2025))
@@ -226,9 +214,7 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_the_cache_is_bounded_used_and_kept_apart(
-    chatml_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_is_bounded_used_and_kept_apart(chatml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer.load(chatml_folder)
     encoder = tokenizer._encoder
     encode = encoder.encode

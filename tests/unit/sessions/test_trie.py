@@ -130,9 +130,7 @@ def test_runs_are_capped(trie: PrefixTrie, client: redis.Redis, monkeypatch: pyt
     assert claims(trie, "abcdefgh") == {A: 8}
 
 
-def test_a_cut_trims_what_nobody_holds_and_unlinks_what_is_empty(
-    trie: PrefixTrie, client: redis.Redis
-) -> None:
+def test_a_cut_trims_what_nobody_holds_and_unlinks_what_is_empty(trie: PrefixTrie, client: redis.Redis) -> None:
     trie.insert(NAMESPACE, chain("abcdef"), A, ttl_s=60)
     trie.insert(NAMESPACE, chain("abc"), B, ttl_s=60)
     assert trie.cut(NAMESPACE, chain("abcdef"), 2, A) == 1
@@ -157,9 +155,7 @@ def test_the_deepest_block_names_the_tier(trie: PrefixTrie) -> None:
 
 
 @pytest.mark.parametrize("ttl_s, expected", [(0, 50), (500, 500)])
-def test_a_lookup_renews_lives_only_if_told(
-    trie: PrefixTrie, client: redis.Redis, ttl_s: int, expected: int
-) -> None:
+def test_a_lookup_renews_lives_only_if_told(trie: PrefixTrie, client: redis.Redis, ttl_s: int, expected: int) -> None:
     trie.insert(NAMESPACE, chain("abc"), A, ttl_s=50)
     trie.lookup(NAMESPACE, chain("abc"), ttl_s=ttl_s)
     (key,) = client.keys()

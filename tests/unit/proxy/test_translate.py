@@ -1,0 +1,177 @@
+"""The wire into sessions' values: defaults, refusals by name, checks over two fields."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.schemas import CHAT_DECODER
+from proxy.translate import chat_request
+from sessions.errors import InvalidRequest
+from sessions.types import ChatRequest, Message, SamplingParams, Tenant
+
+USER = {"role": "user", "content": "hello"}
+
+
+def translate(vocab_size: int = 100, max_n: int = 8, **fields: Any) -> ChatRequest:
+    body = msgspec.json.encode({"model": "m", "messages": [USER], **fields})
+    return chat_request(CHAT_DECODER.decode(body), tenant=Tenant("alice"), max_n=max_n, vocab_size=vocab_size)
+
+
+def refusal(**fields: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        translate(**fields)
+    return caught.value
+
+
+def test_silence_is_openai_s_defaults() -> None:
+    assert translate() == ChatRequest((Message("user", "hello"),), SamplingParams(), tenant=Tenant("alice"))
+
+
+def test_every_sampling_parameter_arrives() -> None:
+    request = translate(
+        temperature=0,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.1,
+        seed=-(2**63),
+        max_tokens=9,
+        stop=["a", "b"],
+        presence_penalty=1,
+        frequency_penalty=-1,
+        logit_bias={"7": -100, "3": 2.5},
+        ignore_eos=True,
+        n=3,
+        cache_salt="s",
+    )
+    assert request.params == SamplingParams(
+        temperature=0,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.1,
+        seed=-(2**63),
+        max_tokens=9,
+        stop=("a", "b"),
+        presence_penalty=1,
+        frequency_penalty=-1,
+        logit_bias=((3, 2.5), (7, -100)),
+        ignore_eos=True,
+    )
+    assert (request.n, request.cache_salt) == (3, "s")
+
+
+def test_top_k_minus_one_is_off_and_a_lone_stop_is_one_sequence() -> None:
+    assert translate(top_k=-1).params.top_k == 0
+    assert translate(stop="end").params.stop == ("end",)
+    assert translate(seed=2**64 - 1).params.seed == 2**64 - 1
+    assert translate(max_completion_tokens=4, max_tokens=4).params.max_tokens == 4
+
+
+def test_messages_of_every_role_and_form() -> None:
+    request = translate(
+        messages=[
+            {"role": "system", "content": "s", "name": "n"},
+            {"role": "developer", "content": [{"type": "text", "text": "d"}]},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "n"},
+            {"role": "assistant", "content": None, "audio": {"id": "x"}},
+            {"role": "assistant"},
+            {"role": "assistant", "content": None, "refusal": "no"},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "never"}], "tool_calls": []},
+            {"role": "tool", "content": "t", "tool_call_id": "call"},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "c", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": "30m"}}
+                ],
+            },
+        ]
+    )
+    assert request.messages == (
+        Message("system", "s"),
+        Message("developer", "d"),
+        Message("user", "ab"),
+        Message("assistant", ""),
+        Message("assistant", ""),
+        Message("assistant", "no"),
+        Message("assistant", "never"),
+        Message("tool", "t", "call"),
+        Message("user", "c"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"response_format": "text"}, "response_format"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 2}, "logprobs"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+        ({"moderation": {"policy": "x"}}, "moderation"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"prompt_cache_options": {"mode": "explicit"}}, "prompt_cache_options.mode"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages[1].tool_calls"),
+        ({"messages": [USER, {"role": "assistant", "function_call": {}}]}, "messages[1].function_call"),
+        ({"messages": [USER, {"role": "function", "name": "f", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "input_audio"}]}]},
+            "messages[0].content[1]",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0]"),
+    ],
+)
+def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    error = refusal(**fields)
+    assert (error.param, error.code) == (param, "unsupported_parameter")
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"logprobs": False},
+        {"modalities": ["text"]},
+        {"repetition_penalty": 1.0},
+        {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
+        {"parallel_tool_calls": False},
+        {"prediction": {"type": "content", "content": "x"}},
+        {"metadata": {"k": "v"}, "store": True, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k"},
+        {"service_tier": "flex", "verbosity": "low", "reasoning_effort": "none", "prompt_cache_retention": "24h"},
+    ],
+)
+def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
+    assert translate(**fields) == translate()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"n": 9}, "n"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"100": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"٣": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+    ],
+)
+def test_what_two_fields_say_together(fields: dict[str, Any], param: str) -> None:
+    error = refusal(**fields)
+    assert (error.param, error.code) == (param, "invalid_value")
