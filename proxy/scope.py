@@ -39,7 +39,7 @@ def request_scope(scope: Scope) -> RequestScope:
     held = scope["state"].get(_STATE_KEY)
     if held is None:
         held = scope["state"][_STATE_KEY] = RequestScope(_client_request_id(scope) or uuid4().hex)
-    assert isinstance(held, RequestScope)  # noqa: S101  (narrows what the untyped state dict holds)
+    assert isinstance(held, RequestScope)
     return held
 
 

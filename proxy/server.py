@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 import uvicorn
+from litestar.datastructures import State
 from pydantic import SecretStr
 
 from proxy.app import create_app
@@ -33,10 +34,10 @@ _LAST_WORDS_S = 2
 class Server(uvicorn.Server):
     """A `uvicorn.Server` that opens the service, drains it, closes it.
 
-    `refusal` says why start-up ended, if it did.
+    `opener` makes a service of its options. `refusal` says why start-up ended, if it did.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, opener: Opener = open_service) -> None:
         self._app = create_app(settings)
         self._settings = settings
         self._opener = opener
@@ -56,6 +57,10 @@ class Server(uvicorn.Server):
             )
         )
 
+    @property
+    def app_state(self) -> State:
+        return self._app.state
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Signal context: only flags are set. While the model is still loading there is nothing to drain."""
         if self._service is None:
@@ -70,13 +75,13 @@ class Server(uvicorn.Server):
             self.refusal = error
             self.should_exit = True
             return
-        self._app.state.service = self._service
+        self.app_state.service = self._service
         await super().startup(sockets)
         if self.started:
             self._announce(sockets or [])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        _logger.info("draining", open_replies=len(self._app.state.open_replies))
+        _logger.info("draining", open_replies=len(self.app_state.open_replies))
         cut = asyncio.get_running_loop().call_later(self._settings.shutdown_timeout_s, self._cut_open_replies)
         try:
             await super().shutdown(sockets)
@@ -86,11 +91,11 @@ class Server(uvicorn.Server):
                 await self._service.close()
 
     def _cut_open_replies(self) -> None:
-        for reply in list(self._app.state.open_replies):
+        for reply in list(self.app_state.open_replies):
             reply.fail(Draining())
 
     def _announce(self, sockets: list[socket.socket]) -> None:
-        service = self._app.state.service
+        service = self.app_state.service
         for listening in sockets:
             host, port = listening.getsockname()[:2]
             _logger.info(

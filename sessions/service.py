@@ -89,7 +89,16 @@ class _Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class IndexOptions:
+    """Which Redis, if any, and for how long it may be waited for."""
+
+    mode: Literal["auto", "redis", "embedded", "off"] = "off"
+    redis_url: str = ""
+    timeout_ms: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceParts:
     """What a ChatService is put together from."""
 
     model_id: str
@@ -98,16 +107,7 @@ class _Parts:
     root_fields: RootFields
     secret: bytes
     max_num_waiting: int
-    index: "IndexOptions" = field(default_factory=lambda: IndexOptions())
-
-
-@dataclass(frozen=True, slots=True)
-class IndexOptions:
-    """Which Redis, if any, and for how long it may be waited for."""
-
-    mode: Literal["auto", "redis", "embedded", "off"] = "off"
-    redis_url: str = ""
-    timeout_ms: int = 50
+    index: IndexOptions = field(default_factory=IndexOptions)
 
 
 class Generation:
@@ -209,7 +209,7 @@ class Generation:
 class ChatService:
     """One model, one engine, one index. Made by `open_service` (or `ChatService(parts, runner)` in tests)."""
 
-    def __init__(self, parts: _Parts, runner: Runner) -> None:
+    def __init__(self, parts: ServiceParts, runner: Runner) -> None:
         self._loop = asyncio.get_running_loop()
         self._parts = parts
         self._config = parts.engine_config
@@ -272,7 +272,7 @@ class ChatService:
         return token_ids
 
     async def _ask_index(self, root: BlockHash, hashes: Sequence[BlockHash]) -> None:
-        """Redis, only where it can know more than the pool: a live peer exists and the pool misses some of the prompt."""
+        """Redis, only where it can know more than the pool: a live peer exists and the pool misses some of it."""
         num_local = self._pool.num_cached_prefix_blocks(hashes)
         if num_local == len(hashes) or not self.index.should_ask():
             return
@@ -408,7 +408,7 @@ def _wall_clock_s() -> float:
 
 
 def server_secret(secret: str, cache_dir: Path) -> bytes:
-    """The operator's secret, or one drawn once and kept in the cache folder (0600), so that hashes outlive the process."""
+    """The operator's secret, or one drawn once and kept in the cache folder (0600): hashes outlive the process."""
     if secret:
         return secret.encode()
     path = cache_dir / "secret"
@@ -431,7 +431,7 @@ async def open_service(options: ServiceOptions) -> ChatService:
     return service
 
 
-def _load(options: ServiceOptions) -> tuple[_Parts, Runner]:
+def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
     """Off the event loop: everything slow. torch is imported here, so that `anaphora --help` need not wait for it."""
     import torch
 
@@ -475,7 +475,7 @@ def _load(options: ServiceOptions) -> tuple[_Parts, Runner]:
         tokenizer=tokenizer.digest,
         template=tokenizer.template_digest,
     )
-    parts = _Parts(
+    parts = ServiceParts(
         model_id=options.served_model_name or folder.name,
         tokenizer=tokenizer,
         engine_config=config,

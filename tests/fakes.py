@@ -13,7 +13,7 @@ from sessions.engine.block_pool import Block
 from sessions.engine.config import EngineConfig
 from sessions.engine.schedule import Schedule
 from sessions.hashing import RootFields
-from sessions.service import ChatService, IndexOptions, _Parts
+from sessions.service import ChatService, IndexOptions, ServiceParts
 from sessions.tokenizer import Tokenizer
 
 ROOT_FIELDS = RootFields(16, "fake", "fake", "none", "float32", "float32", "fake", "fake", "fake")
@@ -88,7 +88,7 @@ async def open_fake_service(
     """A started ChatService over the fake model; `engine` are EngineConfig's fields."""
     config = EngineConfig(**engine)
     tokenizer = tokenizer or byte_tokenizer()
-    parts = _Parts("fake", tokenizer, config, ROOT_FIELDS, b"s" * 32, max_num_waiting, index or IndexOptions())
+    parts = ServiceParts("fake", tokenizer, config, ROOT_FIELDS, b"s" * 32, max_num_waiting, index or IndexOptions())
     service = ChatService(parts, FakeRunner(config.num_blocks, config.block_size, tokenizer.vocab_size))
     service.open()
     return service

@@ -1,8 +1,8 @@
 """Attention over the block pool, registered with transformers so that a model that asks its interface for attention
 uses it unmodified (https://huggingface.co/docs/transformers/attention_interface).
 
-The model passes the keyword `paged` through its forward; each attention layer hands its K and V to `paged.attend`, which
-writes them at `slot_mapping` and attends through the block tables. Two receivers: `PagedAttention` (a step) and
+The model passes the keyword `paged` through its forward; each attention layer hands its K and V to `paged.attend`,
+which writes them at `slot_mapping` and attends through the block tables. Two receivers: `PagedAttention` (a step) and
 `LayoutProbe` (at load: what shapes does this model want?).
 """
 

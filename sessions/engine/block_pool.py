@@ -1,7 +1,7 @@
 """Who holds which block of the KV pool, what each block contains, and which one is given up next.
 
-Owns block ids, reference counts, the block tree and the free queue. Pure Python: no tensor, no lock, no clock; used
-from the engine thread only. `tests/unit/engine/test_block_pool.py` drives it with numbers that can be counted on fingers.
+Owns block ids, reference counts, the block tree and the free queue. Pure Python: no tensor, no lock, no clock;
+used from the engine thread only. `tests/unit/engine/test_block_pool.py` drives it with numbers one can count.
 
 A block is `block_size` consecutive tokens' KV over all layers. Registered blocks form a tree, one root per root hash
 (`sessions/hashing.py`), so that whatever may not be shared has another root:
@@ -16,8 +16,8 @@ A block is `block_size` consecutive tokens' KV over all layers. Registered block
 
       head ─ empty blocks ─ oldest tail … its head … ─ youngest tail … its head ─ end
 
-  A path is freed from its tail to its head, and using a block means using its whole path, so a child always stands before
-  its parent: the block at the head of the queue is a leaf. `check_integrity()` proves it.
+  A path is freed from its tail to its head, and using a block means using its whole path, so a child always stands
+  before its parent: the block at the head of the queue is a leaf. `check_integrity()` proves it.
 * A hit compares tokens: two prompts whose hashes collide are a miss, not each other's KV.
 """
 
@@ -161,8 +161,8 @@ class BlockPool:
     def match(self, root: BlockHash, hashes: Sequence[BlockHash], token_ids: Sequence[int]) -> Match:
         """Longest stored prefix of `token_ids`, token-granular. Changes nothing.
 
-        `hashes` are the chained hashes of `token_ids`' whole blocks (more are ignored). The caller cuts `token_ids` short
-        by what it must compute itself (the last token, for its logits).
+        `hashes` are the chained hashes of `token_ids`' whole blocks (more are ignored). The caller cuts `token_ids`
+        short by what it must compute itself (the last token, for its logits).
         """
         size = self.block_size
         blocks: list[Block] = []

@@ -1,4 +1,4 @@
-"""Engine: the thread that owns scheduler, pool and runner. Everything else talks to it through one inbox and one outbox.
+"""Engine: the thread that owns scheduler, pool and runner. All others talk to it through one inbox and one outbox.
 
     event loop ──submit/abort/call──▶ inbox ──▶ [ step: schedule, run, commit ] ──▶ deliver(one batch per step)
 
@@ -30,7 +30,7 @@ class Runner(Protocol):
     """All device work of a step. Raises whatever the device raises; then nothing of the step counts."""
 
     def execute(self, schedule: Schedule) -> list[int]:
-        """Do the copies, write K and V of the scheduled tokens, draw one token id per entry with `samples`, in order."""
+        """Copy, write K and V of the scheduled tokens, draw one token id per entry with `samples`, in order."""
 
 
 class StepResult:
@@ -44,7 +44,7 @@ class StepResult:
 
 
 class Engine:
-    """One thread. `submit`, `abort`, `call` and `stop` may come from any thread; none blocks (but `stop`, up to its timeout)."""
+    """`submit`, `abort`, `call` and `stop` may come from any thread; none blocks but `stop`, up to its timeout."""
 
     def __init__(self, scheduler: Scheduler, runner: Runner, deliver: Callable[[StepResult], None]) -> None:
         self.scheduler = scheduler

@@ -1,12 +1,13 @@
 """ModelRunner: loads the model and does all device work of a step: copies, forward, sampling. Engine thread after load.
 
-At load the model is measured, not looked up in a list: one probe forward records what KV each layer wants, and a second
-check runs a short text in shuffled blocks and chunks and compares its logits with the model's own attention. A model that
+At load the model is measured, not looked up in a list: one probe forward records what KV each layer wants, and a
+second check runs a short text in shuffled blocks and chunks and compares its logits with the model's own attention. A model that
 does not pass is refused with the reason; so an architecture nobody tried either works or says why not.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,10 @@ def prepare_model(model: PreTrainedModel) -> LoadedModel:
 def refuse_by_config(config: PreTrainedConfig) -> None:
     """Refuse what a short check cannot see: KV that depends on more than the tokens before it."""
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type")} | {inner.get("rope_type") for inner in rope.values() if isinstance(inner, dict)}
-    if "dynamic" in kinds:
+    rope_kinds = {rope.get("rope_type")} | {
+        inner.get("rope_type") for inner in rope.values() if isinstance(inner, dict)
+    }
+    if "dynamic" in rope_kinds:
         raise ModelRefused(f"{config.model_type}: dynamic-NTK RoPE makes a token's KV depend on the final length")
     linear = {
         kind for kind in getattr(config, "layer_types", None) or () if "attention" not in kind or "linear" in kind
@@ -161,7 +164,7 @@ def context_length(config: PreTrainedConfig) -> int:
 
 
 def probe_layout(model: PreTrainedModel) -> tuple[LayerLayout, ...]:
-    """What KV each layer wants, from one forward of two tokens. Raises ModelRefused if some layer keeps state elsewhere."""
+    """What KV each layer wants, from a forward of two tokens. Raises ModelRefused if a layer keeps state elsewhere."""
     probe = LayoutProbe()
     device = model.device
     model(
@@ -173,7 +176,7 @@ def probe_layout(model: PreTrainedModel) -> tuple[LayerLayout, ...]:
     num_layers = model.config.get_text_config().num_hidden_layers
     if sorted(probe.layers) != list(range(num_layers)):
         raise ModelRefused(
-            f"only {len(probe.layers)} of its {num_layers} layers ask for attention through transformers' AttentionInterface"
+            f"only {len(probe.layers)} of its {num_layers} layers ask for attention through AttentionInterface"
         )
     return tuple(probe.layers[index] for index in range(num_layers))
 
@@ -194,7 +197,7 @@ def check_paged(
     slots = slots[:num_tokens].to(device)
     got: list[torch.Tensor] = []
     bounds = [0, 10, num_tokens - 3, num_tokens - 2, num_tokens - 1, num_tokens]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         got.append(forward(model, _check_batch(token_ids, slots, start, end), cache))
     error = (torch.cat(got).float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp(min=1e-6)
     if not error.item() <= TOLERANCE.get(model.dtype, 8e-2):

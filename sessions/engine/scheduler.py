@@ -63,7 +63,7 @@ class Scheduler:
         return False
 
     def fail_running(self) -> list[Request]:
-        """A step raised: drop every running request. What the step wrote was never registered, so nothing is wrong."""
+        """A step raised: drop every running request. What the step wrote was never registered: nothing is wrong."""
         failed = list(self.running)
         for request in failed:
             self._release(request)

@@ -61,6 +61,8 @@ def tiny_model(kind: str, extra: dict[str, Any]) -> Any:
         if kind not in ("gpt2", "bloom")
         else {k: v for k, v in SHAPE.items() if k in ("vocab_size", "hidden_size")}
     )
+    if kind == "falcon":
+        shape = {name: value for name, value in SHAPE.items() if name != "head_dim"}
     if kind == "gpt2":
         shape = {"vocab_size": 128, "bos_token_id": 1, "eos_token_id": None}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(shape | extra)), dtype=torch.float32).eval()
