@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from litestar import Controller, Response, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET, UnsetType
 
@@ -39,11 +41,11 @@ class ChatController(Controller):
     async def create(
         self,
         request: BodyRequest,
-        data: ChatCompletionRequest,
-        service: ChatService,
-        settings: Settings,
-        metrics: Metrics,
-        open_replies: set[Reply],
+        data: JSONBody[ChatCompletionRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+        metrics: NamedDependency[Metrics],
+        open_replies: NamedDependency[set[Reply]],
     ) -> Response[ChatCompletion] | Stream:
         if data.model != service.model_id:
             raise ModelNotFound(data.model)

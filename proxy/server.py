@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from proxy.app import create_app
 from proxy.settings import Settings
 from sessions.errors import Draining, SessionError
-from sessions.service import ChatService, ServiceOptions
+from sessions.service import ChatService, ServiceOptions, open_service
 
 _logger = structlog.get_logger("anaphora")
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from litestar import Controller, Response, get
+from litestar.di import NamedDependency
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from proxy.metrics import Metrics
@@ -16,11 +17,11 @@ class ModelController(Controller):
     path = "/models"
 
     @get(summary="The one model served here, as a list")
-    async def list_models(self, service: ChatService) -> ModelList:
+    async def list_models(self, service: NamedDependency[ChatService]) -> ModelList:
         return ModelList(data=[Model(id=service.model_id, created=service.created)])
 
     @get("/{model_id:path}", summary="The model, by name")
-    async def get_model(self, model_id: str, service: ChatService) -> Model:
+    async def get_model(self, model_id: str, service: NamedDependency[ChatService]) -> Model:
         name = model_id.removeprefix("/")
         if name != service.model_id:
             raise ModelNotFound(name)
@@ -35,10 +36,10 @@ class SystemController(Controller):
         return {"status": "ok"}
 
     @get("/ready", summary="New requests would be answered; the index is reported, not required")
-    async def ready(self, service: ChatService) -> Response[dict[str, Any]]:
+    async def ready(self, service: NamedDependency[ChatService]) -> Response[dict[str, Any]]:
         readiness = service.readiness()
         return Response(asdict(readiness), status_code=200 if readiness.ready else 503)
 
     @get("/metrics", summary="Prometheus exposition")
-    async def metrics_text(self, metrics: Metrics) -> Response[bytes]:
+    async def metrics_text(self, metrics: NamedDependency[Metrics]) -> Response[bytes]:
         return Response(metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -1,8 +1,8 @@
 """ModelRunner: loads the model and does all device work of a step: copies, forward, sampling. Engine thread after load.
 
 At load the model is measured, not looked up in a list: one probe forward records what KV each layer wants, and a
-second check runs a short text in shuffled blocks and chunks and compares its logits with the model's own attention. A model that
-does not pass is refused with the reason; so an architecture nobody tried either works or says why not.
+second check runs a short text in shuffled blocks and chunks and compares its logits with the model's own attention.
+A model that does not pass is refused with the reason; so an architecture nobody tried either works or says why not.
 """
 
 from collections.abc import Callable
@@ -184,7 +184,7 @@ def probe_layout(model: PreTrainedModel) -> tuple[LayerLayout, ...]:
 def check_paged(
     model: PreTrainedModel, layers: tuple[LayerLayout, ...], token_ids: torch.Tensor, wanted: torch.Tensor
 ) -> None:
-    """Run `token_ids` [n] in shuffled blocks of 4, a chunk and then single tokens; compare with `wanted` [n, vocabulary].
+    """Run `token_ids` [n] in shuffled blocks of 4, in chunks and single tokens; compare with `wanted` [n, vocabulary].
 
     Raises ModelRefused when the logits differ by more than rounding.
     """

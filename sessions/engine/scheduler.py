@@ -86,7 +86,7 @@ class Scheduler:
         return schedule
 
     def _schedule_running(self, request: Request, schedule: Schedule, budget: int) -> int:
-        """Give a running request its tokens, preempting the youngest others if blocks are short. Returns tokens used."""
+        """Give a running request its tokens, preempting the youngest if blocks are short. Returns tokens used."""
         num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
         needed = self._num_blocks_needed(request, num_tokens)
         while needed > self.pool.num_free_blocks:

@@ -2,7 +2,7 @@
 the fake one, whose every token depends on all tokens before it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,15 +16,20 @@ from sessions.service import ChatService
 from tests.fakes import open_fake_service
 
 
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Poll for what announces itself by no event a test could wait for."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 @asynccontextmanager
 async def serving(**engine: int) -> AsyncIterator[tuple[AsyncOpenAI, ChatService]]:
     service = await open_fake_service(**engine)
     config = uvicorn.Config(create_app(Settings(index="off"), service), port=0, log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
-    async with asyncio.timeout(10):
-        while not server.started:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         async with AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
@@ -37,9 +42,7 @@ async def serving(**engine: int) -> AsyncIterator[tuple[AsyncOpenAI, ChatService
 
 async def idle(service: ChatService) -> None:
     """Wait until no request runs, then hold the pool to its invariants: nothing is referenced."""
-    async with asyncio.timeout(10):
-        while service.stats().num_requests_running or service.stats().num_requests_waiting:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not (service.stats().num_requests_running or service.stats().num_requests_waiting))
     await asyncio.wrap_future(service.engine.call(service.engine.scheduler.check_integrity))
     assert service.stats().kv_cache_usage == 0
 
@@ -88,9 +91,7 @@ async def test_fifty_streams_and_twenty_disconnects_leave_nothing_behind() -> No
 async def test_a_whole_reply_whose_client_leaves_is_aborted() -> None:
     async with serving(num_blocks=4096, max_model_len=60_000) as (client, service):
         task = asyncio.create_task(ask(client, [{"role": "user", "content": "Long"}], max_tokens=50_000, logit_bias={}))
-        async with asyncio.timeout(10):
-            while not service.stats().num_requests_running:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: service.stats().num_requests_running > 0)
         task.cancel()
         await idle(service)
 
