@@ -5,6 +5,7 @@ from typing import Any
 
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
+from litestar.params import FromPath
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from proxy.metrics import Metrics
@@ -21,7 +22,7 @@ class ModelController(Controller):
         return ModelList(data=[Model(id=service.model_id, created=service.created)])
 
     @get("/{model_id:path}", summary="The model, by name")
-    async def get_model(self, model_id: str, service: NamedDependency[ChatService]) -> Model:
+    async def get_model(self, model_id: FromPath[str], service: NamedDependency[ChatService]) -> Model:
         name = model_id.removeprefix("/")
         if name != service.model_id:
             raise ModelNotFound(name)

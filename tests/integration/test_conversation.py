@@ -89,8 +89,11 @@ async def test_fifty_streams_and_twenty_disconnects_leave_nothing_behind() -> No
 
 
 async def test_a_whole_reply_whose_client_leaves_is_aborted() -> None:
+    endless = {"ignore_eos": True}
     async with serving(num_blocks=4096, max_model_len=60_000) as (client, service):
-        task = asyncio.create_task(ask(client, [{"role": "user", "content": "Long"}], max_tokens=50_000, logit_bias={}))
+        task = asyncio.create_task(
+            ask(client, [{"role": "user", "content": "Long"}], max_tokens=50_000, extra_body=endless)
+        )
         await eventually(lambda: service.stats().num_requests_running > 0)
         task.cancel()
         await idle(service)
