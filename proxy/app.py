@@ -18,7 +18,7 @@ from proxy.errors import EXCEPTION_HANDLERS
 from proxy.limits import InFlight, admit
 from proxy.logs import RequestLog, attach_request_id
 from proxy.metrics import Metrics
-from proxy.reply import Reply
+from proxy.reply import OpenReplies
 from proxy.settings import Settings
 from proxy.system import ModelController, SystemController
 from sessions.service import ChatService
@@ -32,7 +32,7 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
     time limit).
     """
 
-    state = State({"settings": settings, "open_replies": set()})
+    state = State({"settings": settings, "open_replies": OpenReplies()})
     if service is not None:
         state.service = service
     state.key_ring = KeyRing(settings.key_pairs())
@@ -78,8 +78,8 @@ async def _provide_service(state: State) -> ChatService:
     return service
 
 
-async def _provide_open_replies(state: State) -> set[Reply]:
-    open_replies: set[Reply] = state.open_replies
+async def _provide_open_replies(state: State) -> OpenReplies:
+    open_replies: OpenReplies = state.open_replies
     return open_replies
 
 

@@ -19,7 +19,7 @@ from proxy import sse
 from proxy.body import BodyRequest
 from proxy.errors import ClientDisconnected
 from proxy.metrics import Metrics
-from proxy.reply import Reply
+from proxy.reply import OpenReplies, Reply
 from proxy.schemas import AnswerMessage, ChatCompletion, ChatCompletionRequest, Choice, CompletionUsage
 from proxy.scope import RequestScope, request_scope
 from proxy.settings import Settings
@@ -45,7 +45,7 @@ class ChatController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
         metrics: NamedDependency[Metrics],
-        open_replies: NamedDependency[set[Reply]],
+        open_replies: NamedDependency[OpenReplies],
     ) -> Response[ChatCompletion] | Stream:
         if data.model != service.model_id:
             raise ModelNotFound(data.model)
@@ -121,7 +121,7 @@ async def _client_left(request: BodyRequest) -> None:
         pass
 
 
-def _give_back(reply: Reply, open_replies: set[Reply], held: RequestScope, metrics: Metrics) -> None:
+def _give_back(reply: Reply, open_replies: OpenReplies, held: RequestScope, metrics: Metrics) -> None:
     """The end of every reply: abort what still runs, note what it was for the log line. Synchronous."""
     aborted = not reply.finish_reasons
     reply.close()

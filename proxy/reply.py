@@ -136,3 +136,23 @@ class Reply:
     def _stop(self) -> None:
         self._pump.cancel()
         self.generation.close()
+
+
+class OpenReplies:
+    """The replies that have not been given back; a drain ends them at its time limit. Event loop only."""
+
+    def __init__(self) -> None:
+        self._replies: set[Reply] = set()
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def add(self, reply: Reply) -> None:
+        self._replies.add(reply)
+
+    def discard(self, reply: Reply) -> None:
+        self._replies.discard(reply)
+
+    def fail_all(self, error: SessionError) -> None:
+        for reply in self._replies:
+            reply.fail(error)

@@ -91,8 +91,7 @@ class Server(uvicorn.Server):
                 await self._service.close()
 
     def _cut_open_replies(self) -> None:
-        for reply in list(self.app_state.open_replies):
-            reply.fail(Draining())
+        self.app_state.open_replies.fail_all(Draining())
 
     def _announce(self, sockets: list[socket.socket]) -> None:
         service = self.app_state.service

@@ -182,6 +182,8 @@ class Generation:
             # The first choice's prompt; its forks find all of it in the pool.
             self._num_cached = output.num_cached_tokens
             self.timings.time_to_first_token_s = time.monotonic() - self._arrived_at
+            if output.admitted_at is not None:
+                self.timings.queue_time_s = output.admitted_at - self._arrived_at
         self._push(choice, output)
         self._ready.set()
 
@@ -199,11 +201,6 @@ class Generation:
         choice.is_finished = finish_reason is not None
         if text or finish_reason:
             self._deltas.append(Delta(choice.index, text, finish_reason))
-
-    def admitted(self) -> None:
-        """The engine began to compute; called by the service."""
-        if self.timings.queue_time_s is None:
-            self.timings.queue_time_s = time.monotonic() - self._arrived_at
 
 
 class ChatService:
@@ -340,7 +337,6 @@ class ChatService:
             if output.stored and generation is not None:
                 self.index.publish(output.root, output.stored)
             if generation is not None:
-                generation.admitted()
                 generation.receive(output)
         if result.removed:
             self.index.evicted([removed.block_hash for removed in result.removed])

@@ -44,6 +44,8 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     """Prompt tokens found in the pool at first admission; None before that."""
+    admitted_at: float | None = None
+    """time.monotonic() of the first admission."""
     num_registered_blocks: int = 0
     """Leading blocks of `block_table` known to the pool's tree."""
     output_counts: dict[int, int] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class RequestOutput:
     """What one step did for one request; the only thing that leaves the engine.
 
     num_cached_tokens: as in `Request`. error: set when the engine lost the request.
+    admitted_at: time.monotonic() when the engine first ran it.
     stored: hashes from the first block on, when this step made prompt or turn complete (BlockStored).
     """
 
@@ -102,4 +105,5 @@ class RequestOutput:
     num_cached_tokens: int
     root: BlockHash
     stored: tuple[BlockHash, ...] = ()
+    admitted_at: float | None = None
     error: str | None = None

@@ -14,6 +14,7 @@ compute; a waiting request whose next missing block is among them waits for it i
 choices) are nothing else: `n` requests with one prompt.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -182,6 +183,7 @@ class Scheduler:
         request.num_registered_blocks = len(match.blocks)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
+            request.admitted_at = time.monotonic()
             self.num_prompt_tokens += request.num_prompt_tokens
             self.num_cached_tokens += request.num_cached_tokens
         request.status = RequestStatus.RUNNING
@@ -226,7 +228,13 @@ class Scheduler:
         if finish_reason:
             self._finish(request)
         return RequestOutput(
-            request.id, (token_id,), finish_reason, request.num_cached_tokens or 0, request.root, stored
+            request.id,
+            (token_id,),
+            finish_reason,
+            request.num_cached_tokens or 0,
+            request.root,
+            stored,
+            request.admitted_at,
         )
 
     def _register_full_blocks(self, request: Request) -> None:

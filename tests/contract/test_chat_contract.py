@@ -251,7 +251,7 @@ def test_models_are_listed_and_found(client: OpenAI) -> None:
     assert client.models.retrieve("fake").owned_by == "anaphora"
 
 
-@pytest.mark.parametrize("name", ["other", "org/name", "fake/"])
+@pytest.mark.parametrize("name", ["other", "org/name", "fak"])
 def test_another_model_is_not_found(client: OpenAI, name: str) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve(name)
