@@ -6,6 +6,7 @@ client left.
 
 import asyncio
 import logging
+import sys
 import time
 from typing import Any
 
@@ -24,9 +25,9 @@ def configure(level: str, log_format: str) -> None:
 
     Called once, from `__main__`.
     """
-    renderer: Any = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(pad_event_to=0)
-    )
+    renderer: Any = structlog.processors.JSONRenderer()
+    if log_format == "console":
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -52,6 +53,7 @@ def configure(level: str, log_format: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("uvicorn").setLevel(max(root.level, logging.WARNING))  # its start-up words; ours say more
 
 
 async def attach_request_id(message: Message, scope: Scope) -> None:

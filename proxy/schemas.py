@@ -148,7 +148,7 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     web_search_options: Any = None
 
 
-# --- reply --------------------------------------------------------------------------------------------------
+# -- reply --
 # -----------
 
 

@@ -102,7 +102,6 @@ class Server(uvicorn.Server):
                 address=f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1",
                 model=service.model_id,
                 max_model_len=service.max_model_len,
-                index=service.readiness().index,
             )
 
 

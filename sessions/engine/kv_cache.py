@@ -6,9 +6,11 @@
 A slot's row is contiguous over heads, so that gathering a prefix reads whole rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import psutil
 import torch
 
@@ -34,13 +36,8 @@ class KVCache:
         self.layers = tuple(layers)
         self.block_size = block_size
         num_slots = num_blocks * block_size
-        self.keys = [
-            torch.zeros(num_slots, layer.num_kv_heads, layer.head_dim, dtype=dtype, device=device) for layer in layers
-        ]
-        self.values = [
-            torch.zeros(num_slots, layer.num_kv_heads, layer.value_head_dim, dtype=dtype, device=device)
-            for layer in layers
-        ]
+        self.keys = [_zeros((num_slots, kv.num_kv_heads, kv.head_dim), dtype, device) for kv in layers]
+        self.values = [_zeros((num_slots, kv.num_kv_heads, kv.value_head_dim), dtype, device) for kv in layers]
 
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copy whole blocks, all layers; every source is read before any destination is written."""
@@ -51,6 +48,16 @@ class KVCache:
         destination_slots = block_slots(torch.tensor(destinations, device=device), self.block_size)
         for cache in (*self.keys, *self.values):
             cache[destination_slots] = cache[source_slots]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, because a padded slot that is read and masked must be finite.
+
+    On CPU from calloc: torch.zeros writes every page, which costs seconds of start-up for gigabytes nobody uses yet.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def block_slots(block_ids: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -49,10 +49,10 @@ class RunningServer:
         self.service: ChatService
         self.server = Server(settings, self._open)
         self._engine = engine
-        self._socket = bind(settings.host, 0)
-        self.port: int = self._socket.getsockname()[1]
+        self.socket = bind(settings.host, 0)
+        self.port: int = self.socket.getsockname()[1]
         self.origin = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
 
     async def _open(self, _: ServiceOptions) -> ChatService:
         self.loop = asyncio.get_running_loop()
@@ -70,7 +70,7 @@ class RunningServer:
         self.server.should_exit = True
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive(), "the server did not stop"
-        self._socket.close()
+        self.socket.close()
 
     def client(self, **options: Any) -> OpenAI:
         defaults: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": DEADLINE_S}

@@ -117,7 +117,7 @@ def test_a_long_faulty_value_is_not_quoted_at_length() -> None:
     assert len(fault({**MINIMAL, "service_tier": secret}).message) < 300
 
 
-# --- nesting ---
+# -- nesting --
 
 
 def depth_of(value: Any) -> int:

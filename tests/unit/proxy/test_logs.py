@@ -21,11 +21,14 @@ def lines() -> Iterator[io.StringIO]:
     """What `configure("info", "json")` writes; the process's own logging is put back afterwards."""
     root, written = logging.getLogger(), io.StringIO()
     handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
+    uvicorn, uvicorn_level = logging.getLogger("uvicorn"), logging.getLogger("uvicorn").level
     logs.configure("info", "json")
     assert isinstance(root.handlers[0], logging.StreamHandler)
     root.handlers[0].setStream(written)
     yield written
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    uvicorn.setLevel(uvicorn_level)
     structlog.configure(**configuration)
 
 
@@ -40,6 +43,7 @@ def scope(path: bytes = b"/v1/chat/completions", headers: list[tuple[bytes, byte
 def test_structlog_and_the_standard_library_are_written_alike(lines: io.StringIO) -> None:
     structlog.get_logger("anaphora").info("pool ready", tokens=7)
     logging.getLogger("uvicorn.error").warning("from %s", "uvicorn")
+    logging.getLogger("uvicorn.error").info("Started server process")
     logging.getLogger("x").debug("too fine")
     first, second = records(lines)
     assert (first["event"], first["tokens"], first["level"], first["logger"]) == ("pool ready", 7, "info", "anaphora")
