@@ -126,7 +126,7 @@ def _give_back(reply: Reply, open_replies: OpenReplies, held: RequestScope, metr
     aborted = not reply.finish_reasons
     reply.close()
     open_replies.discard(reply)
-    usage, queue_time_s = reply.generation.usage(), reply.generation.timings.queue_time_s
+    usage, queue_time_s = reply.generation.usage(), reply.generation.queue_time_s
     if queue_time_s is not None:
         metrics.request_queue_time.observe(queue_time_s)
     held.fields.update(

@@ -52,6 +52,7 @@ STAT_METRICS = (
     StatMetric("index_lookups", "counter", "Lookups in the Redis trie."),
     StatMetric("index_resyncs", "counter", "Times the pool's content was told to the Redis trie anew."),
     StatMetric("index_dropped", "counter", "Events for the Redis trie dropped from a full queue."),
+    StatMetric("index_elsewhere_tokens", "counter", "Prompt tokens that only another replica holds, as Redis says."),
 )
 INDEX_STATES = ("redis", "embedded", "off", "down")
 

@@ -16,7 +16,7 @@ from proxy.errors import CompletionTimeout, log_unexpected
 from proxy.metrics import Metrics
 from proxy.scope import RequestScope
 from sessions.errors import EngineFailed, SessionError
-from sessions.service import Generation
+from sessions.generation import Generation
 from sessions.types import Delta
 
 

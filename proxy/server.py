@@ -21,7 +21,8 @@ from pydantic import SecretStr
 from proxy.app import create_app
 from proxy.settings import Settings
 from sessions.errors import Draining, SessionError
-from sessions.service import ChatService, ServiceOptions, open_service
+from sessions.service import ChatService
+from sessions.startup import ServiceOptions, open_service
 
 _logger = structlog.get_logger("anaphora")
 

@@ -127,6 +127,12 @@ class HashChain:
         """One per whole block, in order. Read only for everybody else."""
         self._tail: list[int] = []
 
+    def fork(self) -> "HashChain":
+        """A chain that goes its own way from here; nothing is hashed again."""
+        fork = HashChain(self.root, self.block_size)
+        fork.hashes, fork._tail = self.hashes.copy(), self._tail.copy()
+        return fork
+
     @property
     def num_tokens(self) -> int:
         return len(self.hashes) * self.block_size + len(self._tail)

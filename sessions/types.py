@@ -134,3 +134,5 @@ class Stats:
     index_lookups: int = 0
     index_resyncs: int = 0
     index_dropped: int = 0
+    index_elsewhere_tokens: int = 0
+    """Prompt tokens that only another replica holds, as Redis says."""

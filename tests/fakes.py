@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from tempfile import mkdtemp
 
-from sessions.engine.block_pool import Block
+from sessions.engine.block import Block
 from sessions.engine.config import EngineConfig
 from sessions.engine.schedule import Schedule
 from sessions.hashing import RootFields

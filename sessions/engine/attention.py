@@ -6,7 +6,7 @@ which writes them at `slot_mapping` and attends through the block tables. Two re
 `LayoutProbe` (at load: what shapes does this model want?).
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -23,19 +23,22 @@ UNSUPPORTED = {"softcap": "logit soft-capping", "s_aux": "attention sinks", "pos
 """Keywords by which a layer asks for arithmetic that is not done here."""
 
 
+class LayerCall(NamedTuple):
+    """What one attention layer asks for: query [1, Hq, T, D], key [1, Hkv, T, D], value [1, Hkv, T, Dv]."""
+
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scaling: float
+    sliding_window: int | None
+
+
 class Receiver(Protocol):
     """What the keyword `paged` carries."""
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        """query [1, Hq, T, D], key [1, Hkv, T, D], value [1, Hkv, T, Dv] -> [1, T, Hq, Dv]."""
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """Returns [1, T, Hq, Dv]."""
 
 
 def paged_attention(
@@ -61,7 +64,7 @@ def paged_attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    return receiver.attend(layer, query, key, value, scale, sliding_window), None
+    return receiver.attend(LayerCall(layer, query, key, value, scale, sliding_window)), None
 
 
 AttentionInterface.register(IMPLEMENTATION, paged_attention)
@@ -76,16 +79,9 @@ class PagedAttention:
         self._decode_masks: dict[int | None, torch.Tensor] = {}
         self._chunk_masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
         batch = self._batch
+        layer, query, key, value, scaling, sliding_window = call
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys.index_copy_(0, batch.slot_mapping, key[0].transpose(0, 1).to(keys.dtype))
         values.index_copy_(0, batch.slot_mapping, value[0].transpose(0, 1).to(values.dtype))
@@ -165,15 +161,8 @@ class LayoutProbe:
     def __init__(self) -> None:
         self.layers: dict[int, LayerLayout] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        layer, query, key, value, scaling, sliding_window = call
         if layer in self.layers:
             raise ModelRefused(f"two attention layers call themselves layer {layer}")
         self.layers[layer] = LayerLayout(key.shape[1], key.shape[3], value.shape[3], sliding_window)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sessions.engine.block_pool import Block
+from sessions.engine.block import Block
 from sessions.engine.request import Request
 from sessions.engine.schedule import Scheduled
 

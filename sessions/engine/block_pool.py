@@ -1,7 +1,7 @@
 """Who holds which block of the KV pool, what each block contains, and which one is given up next.
 
-Owns block ids, reference counts, the block tree and the free queue. Pure Python: no tensor, no lock, no clock;
-used from the engine thread only. `tests/unit/engine/test_block_pool.py` drives it with numbers one can count.
+Owns block ids, reference counts, the block tree and the free queue (built of what `block.py` has). Pure Python: no
+tensor, no lock, no clock; used from the engine thread only. `tests/unit/engine/test_block_pool.py` drives it with numbers one can count.
 
 A block is `block_size` consecutive tokens' KV over all layers. Registered blocks form a tree, one root per root hash
 (`sessions/hashing.py`), so that whatever may not be shared has another root:
@@ -21,88 +21,16 @@ A block is `block_size` consecutive tokens' KV over all layers. Registered block
 * A hit compares tokens: two prompts whose hashes collide are a miss, not each other's KV.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from sessions.engine.block import Block, Children, FreeQueue
 from sessions.types import BlockHash, BlockId
 
 
 class PoolExhausted(Exception):
     """`allocate` was asked for more than `num_free_blocks`; nothing was taken."""
-
-
-class Block:
-    """One block of the pool. Read anywhere; changed by `BlockPool` only."""
-
-    __slots__ = ("block_hash", "children", "id", "next", "parent", "previous", "ref_count", "root", "token_ids")
-
-    def __init__(self, block_id: BlockId) -> None:
-        self.id = block_id
-        self.ref_count = 0
-        self.token_ids: tuple[int, ...] = ()
-        """Tokens whose KV is known to be here; at most `block_size`, empty while unregistered."""
-        self.block_hash: BlockHash | None = None
-        self.root: BlockHash | None = None
-        """Root of the tree the block is registered in; None while unregistered."""
-        self.parent: Block | None = None
-        """The block before; None for a first block and while unregistered."""
-        self.children: Children | None = None
-        self.previous: Block | None = None
-        self.next: Block | None = None
-
-    @property
-    def is_registered(self) -> bool:
-        return self.root is not None
-
-    @property
-    def is_full(self) -> bool:
-        return self.block_hash is not None
-
-    def __repr__(self) -> str:
-        return f"Block({self.id}, ref_count={self.ref_count}, token_ids={self.token_ids})"
-
-
-class Children:
-    """The registered blocks that follow one block (or a root), sorted by their tokens.
-
-    Sorted, because the sibling that shares most leading tokens with a given run stands next to where that run would be
-    inserted: two comparisons instead of one per sibling, however many conversations branch off a system prompt.
-    """
-
-    __slots__ = ("_entries",)
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[tuple[int, ...], int, Block]] = []
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[Block]:
-        return (block for _, _, block in self._entries)
-
-    def add(self, block: Block) -> None:
-        insort(self._entries, (block.token_ids, block.id, block))
-
-    def remove(self, block: Block) -> None:
-        del self._entries[bisect_left(self._entries, (block.token_ids, block.id))]
-
-    def neighbours(self, token_ids: tuple[int, ...]) -> Iterator[Block]:
-        """The siblings just before and just after where `token_ids` would stand."""
-        position = bisect_left(self._entries, (token_ids,))
-        for index in (position, position - 1):
-            if 0 <= index < len(self._entries):
-                yield self._entries[index][2]
-
-    def longest_common_prefix(self, token_ids: tuple[int, ...]) -> tuple[Block | None, int]:
-        """The child sharing most leading tokens with `token_ids`, and how many; (None, 0) if no child shares any."""
-        best: Block | None = None
-        best_length = 0
-        for block in self.neighbours(token_ids):
-            length = common_prefix_length(block.token_ids, token_ids)
-            if length > best_length:
-                best, best_length = block, length
-        return best, best_length
 
 
 class Match(NamedTuple):
@@ -111,14 +39,6 @@ class Match(NamedTuple):
     blocks: list[Block]
     tail: Block | None
     num_tail_tokens: int
-
-
-class RemovedBlock(NamedTuple):
-    """BlockRemoved: `block_hash` (whose parent hash is `parent_hash`, None at the root) lost its KV."""
-
-    root: BlockHash
-    parent_hash: BlockHash | None
-    block_hash: BlockHash
 
 
 class BlockPool:
@@ -131,11 +51,10 @@ class BlockPool:
         self.block_size = block_size
         self.blocks = [Block(BlockId(index)) for index in range(num_blocks)]
         self.num_evicted_blocks = 0
-        self.removed: list[RemovedBlock] = []
-        """BlockRemoved events since they were last taken; the loop empties it every step."""
+        self._removed: list[BlockHash] = []
         self._by_hash: dict[BlockHash, Block] = {}
         self._roots: dict[BlockHash, Children] = {}
-        self._free = _FreeQueue()
+        self._free = FreeQueue()
         for block in self.blocks:
             self._free.append(block)
 
@@ -292,16 +211,15 @@ class BlockPool:
             del self._roots[block.root]
         if block.block_hash is not None:
             del self._by_hash[block.block_hash]
-            parent_hash = block.parent.block_hash if block.parent is not None else None
-            self.removed.append(RemovedBlock(block.root, parent_hash, block.block_hash))
+            self._removed.append(block.block_hash)
         block.root = block.parent = block.block_hash = None
         block.token_ids = ()
 
     # -- whole pool --
 
-    def take_removed(self) -> list[RemovedBlock]:
-        """BlockRemoved events since the last call. Mutates."""
-        removed, self.removed = self.removed, []
+    def take_removed(self) -> list[BlockHash]:
+        """BlockRemoved events since the last call, leaves before what they follow. Mutates."""
+        removed, self._removed = self._removed, []
         return removed
 
     def leaf_chains(self) -> Iterator[tuple[BlockHash, list[BlockHash]]]:
@@ -350,55 +268,3 @@ class BlockPool:
             assert block.ref_count == 0 or parent.ref_count > 0, f"{block}: held, but its parent is not"
             if block in order and parent in order:
                 assert order[block] < order[parent], f"{block}: would be evicted after its parent"
-
-
-class _FreeQueue:
-    """Intrusive doubly linked list through `Block.previous`/`next`: O(1) removal from the middle."""
-
-    def __init__(self) -> None:
-        self._sentinel = Block(BlockId(-1))
-        self._sentinel.previous = self._sentinel.next = self._sentinel
-        self.length = 0
-
-    def __iter__(self) -> Iterator[Block]:
-        block = self._sentinel.next
-        while block is not self._sentinel:
-            assert block is not None
-            yield block
-            block = block.next
-
-    def append(self, block: Block) -> None:
-        assert self._sentinel.previous is not None
-        self._insert_after(self._sentinel.previous, block)
-
-    def push_head(self, block: Block) -> None:
-        self._insert_after(self._sentinel, block)
-
-    def pop_head(self) -> Block:
-        block = self._sentinel.next
-        assert block is not None and block is not self._sentinel
-        self.remove(block)
-        return block
-
-    def remove(self, block: Block) -> None:
-        assert block.previous is not None and block.next is not None
-        block.previous.next, block.next.previous = block.next, block.previous
-        block.previous = block.next = None
-        self.length -= 1
-
-    def _insert_after(self, anchor: Block, block: Block) -> None:
-        assert anchor.next is not None
-        block.previous, block.next = anchor, anchor.next
-        anchor.next.previous = block
-        anchor.next = block
-        self.length += 1
-
-
-def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of leading elements that `left` and `right` share."""
-    length = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length

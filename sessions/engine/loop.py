@@ -8,16 +8,16 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
 import structlog
 
-from sessions.engine.block_pool import RemovedBlock
 from sessions.engine.request import Request, RequestOutput
 from sessions.engine.schedule import Schedule
 from sessions.engine.scheduler import Scheduler
-from sessions.types import RequestId
+from sessions.types import BlockHash, RequestId
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -33,14 +33,12 @@ class Runner(Protocol):
         """Copy, write K and V of the scheduled tokens, draw one token id per entry with `samples`, in order."""
 
 
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step hands over."""
+    """What one step hands over. removed: BlockRemoved events, leaves first."""
 
-    __slots__ = ("outputs", "removed")
-
-    def __init__(self, outputs: list[RequestOutput], removed: list[RemovedBlock]) -> None:
-        self.outputs = outputs
-        self.removed = removed
+    outputs: list[RequestOutput]
+    removed: list[BlockHash]
 
 
 class Engine:

@@ -11,7 +11,7 @@ draws the next token once it has caught up.
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sessions.engine.block_pool import Block
+from sessions.engine.block import Block
 from sessions.hashing import HashChain
 from sessions.types import BlockHash, FinishReason, RequestId, SamplingParams
 
@@ -65,10 +65,6 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
-    def output_token_ids(self) -> list[int]:
-        return self.token_ids[self.num_prompt_tokens :]
 
     @property
     def has_penalty(self) -> bool:

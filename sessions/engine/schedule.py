@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sessions.engine.block_pool import Block
+from sessions.engine.block import Block
 from sessions.engine.request import Request
 
 

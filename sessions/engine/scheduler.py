@@ -18,7 +18,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-from sessions.engine.block_pool import Block, BlockPool, Match
+from sessions.engine.block import Block
+from sessions.engine.block_pool import BlockPool, Match
 from sessions.engine.config import EngineConfig
 from sessions.engine.request import Request, RequestOutput, RequestStatus
 from sessions.engine.schedule import Schedule, Scheduled

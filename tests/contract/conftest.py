@@ -18,7 +18,8 @@ from openai import AsyncOpenAI, OpenAI
 from proxy.__main__ import bind
 from proxy.server import Server
 from proxy.settings import Settings
-from sessions.service import ChatService, ServiceOptions
+from sessions.service import ChatService
+from sessions.startup import ServiceOptions
 from sessions.tokenizer import Tokenizer
 from sessions.types import Stats
 from tests.fakes import byte_tokenizer, open_fake_service

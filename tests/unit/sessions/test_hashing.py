@@ -123,3 +123,14 @@ def test_bad_id_leaves_the_chain_as_it_was(bad_id: int) -> None:
     assert (chain.num_tokens, len(chain.hashes)) == (3, 1)
     chain.extend([4])
     assert chain.hashes == chain_hashes(ROOT, [1, 2, 3, 4], 2)
+
+
+@given(token_ids, token_ids, token_ids, st.integers(1, 20))
+def test_a_fork_goes_its_own_way(ids: list[int], mine: list[int], theirs: list[int], block_size: int) -> None:
+    chain = HashChain(ROOT, block_size)
+    chain.extend(ids)
+    fork = chain.fork()
+    chain.extend(mine)
+    fork.extend(theirs)
+    assert chain.hashes == chain_hashes(ROOT, [*ids, *mine], block_size)
+    assert fork.hashes == chain_hashes(ROOT, [*ids, *theirs], block_size)

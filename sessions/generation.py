@@ -1,0 +1,112 @@
+"""Generation: the engine outputs of one chat request, as a stream of Delta. Event loop only."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from sessions.detokenizer import TextStream
+from sessions.engine.request import RequestOutput
+from sessions.errors import EngineFailed
+from sessions.types import Delta, FinishReason, RequestId, Usage
+
+
+@dataclass(slots=True)
+class Choice:
+    index: int
+    stream: TextStream
+    is_finished: bool = False
+
+
+class Generation:
+    """The reply to one chat request: an async iterator of Delta over all its choices. Event loop only.
+
+    Iterating raises EngineFailed if the engine loses the request. `close()` is synchronous and idempotent: it aborts
+    what still runs and frees its blocks within a step.
+    """
+
+    def __init__(
+        self,
+        generation_id: str,
+        num_prompt_tokens: int,
+        choices: dict[RequestId, Choice],
+        abort: Callable[[RequestId], None],
+        forget: Callable[[Sequence[RequestId]], None],
+    ) -> None:
+        self.id = generation_id
+        self.queue_time_s: float | None = None
+        """Arrival to first run by the engine; None before the first token."""
+        self._num_prompt_tokens = num_prompt_tokens
+        self._choices = choices
+        self._abort = abort
+        self._forget = forget
+        self._arrived_at = time.monotonic()
+        self._deltas: deque[Delta] = deque()
+        self._ready = asyncio.Event()
+        self._error: str | None = None
+        self._num_cached: int | None = None
+        self._is_closed = False
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncIterator[Delta]:
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            while self._deltas:
+                yield self._deltas.popleft()
+            if self._error is not None:
+                raise EngineFailed(self._error)
+            if self._is_closed or all(choice.is_finished for choice in self._choices.values()):
+                return
+
+    def usage(self) -> Usage:
+        """Final once iteration ended; prompt counts are known from the first delta on."""
+        cached = self._num_cached or 0
+        computed = self._num_prompt_tokens - cached if self._num_cached is not None else 0
+        completion = sum(choice.stream.num_tokens_used for choice in self._choices.values())
+        return Usage(self._num_prompt_tokens, completion, cached, computed)
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for request_id, choice in self._choices.items():
+            if not choice.is_finished:
+                self._abort(request_id)
+        self._forget(list(self._choices))
+        self._ready.set()
+
+    def receive(self, output: RequestOutput) -> None:
+        """One step's output for one choice; called by the service."""
+        choice = self._choices[output.request_id]
+        if choice.is_finished or self._is_closed:
+            return
+        if output.error is not None:
+            self._error = output.error
+            self._ready.set()
+            return
+        if self._num_cached is None:
+            # The first choice's prompt; its forks find all of it in the pool.
+            self._num_cached = output.num_cached_tokens
+            if output.admitted_at is not None:
+                self.queue_time_s = output.admitted_at - self._arrived_at
+        self._push(choice, output)
+        self._ready.set()
+
+    def _push(self, choice: Choice, output: RequestOutput) -> None:
+        text = choice.stream.decode(output.token_ids)
+        finish_reason: FinishReason | None = output.finish_reason
+        if choice.stream.stopped:
+            if finish_reason is None:
+                self._abort(output.request_id)
+            finish_reason = "stop"
+        elif finish_reason is not None:
+            text += choice.stream.flush()
+            # A stop string may be complete only in the tail that was held back.
+            finish_reason = "stop" if choice.stream.stopped else finish_reason
+        choice.is_finished = finish_reason is not None
+        if text or finish_reason:
+            self._deltas.append(Delta(choice.index, text, finish_reason))

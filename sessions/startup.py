@@ -1,0 +1,132 @@
+"""From options to a running ChatService: model, pool, secret. Slow; logs what it does."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from sessions.engine.config import EngineConfig
+from sessions.engine.loop import Runner
+from sessions.errors import ModelRefused
+from sessions.hashing import RootFields
+from sessions.model_folder import config_digest, resolve_model
+from sessions.pool_size import parse_pool_size
+from sessions.service import ChatService, IndexOptions, ServiceParts
+from sessions.tokenizer import Tokenizer
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """What `open_service` needs; field names are those of `proxy.settings.Settings`, which documents them."""
+
+    cache_dir: Path
+    model: str = "default"
+    served_model_name: str = ""
+    device: str = "auto"
+    dtype: str = "auto"
+    num_threads: int = 0
+    block_size: int = 16
+    pool_size: str = "0.3"
+    max_num_batched_tokens: int = 256
+    max_num_seqs: int = 64
+    max_model_len: int = 0
+    max_num_waiting: int = 256
+    index: Literal["auto", "redis", "embedded", "off"] = "auto"
+    redis_url: str = ""
+    redis_timeout_ms: int = 50
+    secret: str = ""
+
+
+def server_secret(secret: str, cache_dir: Path) -> bytes:
+    """The operator's secret, or one drawn once and kept in the cache folder (0600): hashes outlive the process.
+
+    Two processes that start together agree: the file appears whole, by a link that only the first one can make.
+    """
+    if secret:
+        return secret.encode()
+    path = cache_dir / "secret"
+    if not path.exists():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        draft = cache_dir / f"secret.{os.getpid()}.{secrets.token_hex(4)}"
+        draft.touch(mode=0o600)
+        draft.write_bytes(secrets.token_hex(32).encode())
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(draft)
+        draft.unlink()
+    return path.read_bytes()
+
+
+async def open_service(options: ServiceOptions) -> ChatService:
+    """Load the model, start engine and index. Raises ModelRefused with the reason. Logs what it does."""
+    parts, runner = await asyncio.to_thread(_load, options)
+    service = ChatService(parts, runner)
+    service.open()
+    return service
+
+
+def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
+    """Off the event loop: everything slow. torch is imported here, so that `anaphora --help` need not wait for it."""
+    import torch
+
+    from sessions.engine.kv_cache import KVCache, bytes_per_token, free_bytes, num_blocks_for
+    from sessions.engine.runner import ModelRunner, load_model
+
+    def report(sentence: str) -> None:
+        log.info(sentence)
+
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    folder = resolve_model(options.model, options.cache_dir, report)
+    tokenizer = Tokenizer.load(folder.path)
+    loaded = load_model(folder.path, options.device, options.dtype, report)
+    num_blocks = num_blocks_for(
+        parse_pool_size(options.pool_size), loaded.layers, options.block_size, loaded.dtype, loaded.device
+    )
+    pool_bytes = num_blocks * options.block_size * bytes_per_token(loaded.layers, loaded.dtype)
+    if pool_bytes > free_bytes(loaded.device):
+        raise ModelRefused(
+            f"a KV pool of {pool_bytes / 2**30:.1f} GiB does not fit: "
+            f"{free_bytes(loaded.device) / 2**30:.1f} GiB are free"
+        )
+    cache = KVCache(loaded.layers, num_blocks, options.block_size, loaded.dtype, loaded.device)
+    config = EngineConfig(
+        block_size=options.block_size,
+        num_blocks=num_blocks,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=min(options.max_num_seqs, options.max_num_batched_tokens),
+        max_model_len=min(options.max_model_len or loaded.max_model_len, loaded.max_model_len),
+    )
+    log.info(
+        "KV pool ready",
+        tokens=config.pool_tokens,
+        blocks=num_blocks,
+        kib_per_token=bytes_per_token(loaded.layers, loaded.dtype) / 1024,
+    )
+    fields = RootFields(
+        block_size=options.block_size,
+        weights=folder.fingerprint,
+        model_config=config_digest(folder.path),
+        weight_quantisation="none",
+        compute_dtype=str(loaded.dtype),
+        kv_dtype=str(loaded.dtype),
+        numerics=f"{loaded.device.type}/sdpa",
+        tokenizer=tokenizer.digest,
+        template=tokenizer.template_digest,
+    )
+    parts = ServiceParts(
+        model_id=options.served_model_name or folder.name,
+        tokenizer=tokenizer,
+        engine_config=config,
+        root_fields=fields,
+        secret=server_secret(options.secret, options.cache_dir),
+        max_num_waiting=options.max_num_waiting,
+        index=IndexOptions(options.index, options.redis_url, options.redis_timeout_ms),
+    )
+    return parts, ModelRunner(loaded, cache)
