@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sessions.hashing import MIN_SECRET_BYTES
 from sessions.pool_size import parse_pool_size
 
 ENV_PREFIX = "ANAPHORA_"
@@ -146,6 +147,13 @@ class Settings(BaseSettings):
         if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("the URL must begin with redis://, rediss:// or unix://")
         return url
+
+    @field_validator("secret")
+    @classmethod
+    def _secret_is_long_enough(cls, secret: SecretStr) -> SecretStr:
+        if secret and len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"at least {MIN_SECRET_BYTES} bytes are needed")
+        return secret
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "Settings":

@@ -1,7 +1,7 @@
 """Who holds which block of the KV pool, what each block contains, and which one is given up next.
 
 Owns block ids, reference counts, the block tree and the free queue (built of what `block.py` has). Pure Python: no
-tensor, no lock, no clock; used from the engine thread only. `tests/unit/engine/test_block_pool.py` drives it with small numbers.
+tensor, no lock, no clock; used from the engine thread only.
 
 A block is `block_size` consecutive tokens' KV over all layers. Registered blocks form a tree, one root per root hash
 (`sessions/hashing.py`), so that whatever may not be shared has another root:

@@ -93,6 +93,12 @@ def test_a_wrong_value_is_one_sentence(given_options: dict[str, str], sentence: 
     assert caught.value.exit_code == 2
 
 
+def test_a_short_secret_is_refused_without_being_told() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"secret": "short-one"})
+    assert caught.value.format_message() == "--secret (ANAPHORA_SECRET): at least 16 bytes are needed."
+
+
 def test_the_command_prints_the_sentence_and_exits_with_2() -> None:
     result = CliRunner().invoke(main, ["serve", "--port", "99999"])
     assert result.exit_code == 2
