@@ -106,7 +106,7 @@ def test_the_command_prints_the_sentence_and_exits_with_2() -> None:
 
 
 def test_secrets_are_not_in_the_representation() -> None:
-    settings = Settings(api_keys="alice=sk-hidden", secret="hidden", redis_url="redis://:hidden@x")
+    settings = Settings(api_keys="alice=sk-hidden", secret="hidden, and long enough", redis_url="redis://:hidden@x")
     assert "hidden" not in repr(settings)
 
 
