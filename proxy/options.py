@@ -29,6 +29,8 @@ def shown_default(info: FieldInfo) -> str:
     if info.default_factory is not None:
         return "~/.cache/anaphora"
     default = info.default.get_secret_value() if isinstance(info.default, SecretStr) else info.default
+    if isinstance(default, bool):
+        return str(default).lower()
     return "none" if default in ("", None) else str(default)
 
 
@@ -74,4 +76,6 @@ def _sentence(error: ValidationError) -> str:
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    return {int: "INTEGER", float: "SECONDS", str: "TEXT", SecretStr: "TEXT"}.get(annotation, "PATH")
+    return {bool: "true|false", int: "INTEGER", float: "SECONDS", str: "TEXT", SecretStr: "TEXT"}.get(
+        annotation, "PATH"
+    )

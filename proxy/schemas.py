@@ -17,10 +17,16 @@ from sessions.types import Usage
 # -----------------------------------------------------------------------------------------------------------
 
 
-class TextPart(Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
-    """`prompt_cache_breakpoint` is a hint: every prefix is cached here, to the token."""
+class PromptCacheBreakpoint(Struct, frozen=True, kw_only=True):
+    """A hint: every prefix is cached here, to the token. With `stable_first` it says which system parts go first."""
 
+    mode: Literal["explicit"]
+    ttl: Literal["30m", "12h"] | None = None
+
+
+class TextPart(Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
     text: str
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
 
 
 class RefusalPart(Struct, frozen=True, kw_only=True, tag_field="type", tag="refusal"):

@@ -23,6 +23,7 @@ from proxy.settings import Settings
 from sessions.errors import Draining, SessionError
 from sessions.service import ChatService
 from sessions.startup import ServiceOptions, open_service
+from sessions.types import Stats
 
 _logger = structlog.get_logger("anaphora")
 
@@ -30,6 +31,9 @@ Opener = Callable[[ServiceOptions], Awaitable[ChatService]]
 
 _LAST_WORDS_S = 2
 """Beyond the drain's time limit, for error frames to be written, before connections are cut."""
+
+_INDEX_POLL_S = 0.05
+"""How often a connecting index is looked at; its first answer or failure comes within about a second."""
 
 
 class Server(uvicorn.Server):
@@ -79,7 +83,8 @@ class Server(uvicorn.Server):
         self.app_state.service = self._service
         await super().startup(sockets)
         if self.started:
-            self._announce(sockets or [])
+            self._announce(self._service, sockets or [])
+            self._watch_index(self._service)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         _logger.info("draining", open_replies=len(self.app_state.open_replies))
@@ -94,8 +99,7 @@ class Server(uvicorn.Server):
     def _cut_open_replies(self) -> None:
         self.app_state.open_replies.fail_all(Draining())
 
-    def _announce(self, sockets: list[socket.socket]) -> None:
-        service = self.app_state.service
+    def _announce(self, service: ChatService, sockets: list[socket.socket]) -> None:
         for listening in sockets:
             host, port = listening.getsockname()[:2]
             _logger.info(
@@ -103,7 +107,22 @@ class Server(uvicorn.Server):
                 address=f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1",
                 model=service.model_id,
                 max_model_len=service.max_model_len,
+                index=index_state(service.stats()),
             )
+
+    def _watch_index(self, service: ChatService) -> None:
+        """The index itself logs when it comes up or goes down, but not that it never came up."""
+        state = index_state(service.stats())
+        if state == "connecting" and not self.should_exit:
+            asyncio.get_running_loop().call_later(_INDEX_POLL_S, self._watch_index, service)
+        elif state == "down":
+            _logger.warning("index is down at start, reuse is from the pool alone")
+
+
+def index_state(stats: Stats) -> str:
+    """`down` before any call has failed only means that the first one is under way."""
+    is_first_call = stats.index_state == "down" and not stats.index_errors
+    return "connecting" if is_first_call else stats.index_state
 
 
 def _service_options(settings: Settings) -> ServiceOptions:

@@ -67,7 +67,14 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Arithmetic of weights and KV; `auto` is float32 on CPU and the model's own on CUDA.",
+        description="Arithmetic; `auto` is float32 on CPU and the model's own on CUDA.",
+    )
+    quantization: Literal["auto", "none", "fp16", "int8"] = Field(
+        "auto",
+        description="How weights are packed on CPU: `fp16` (error about 2e-4; `auto`), `int8`, `none` (float32).",
+    )
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the KV pool; `auto` is float16 beside packed weights, else that of `dtype`."
     )
     num_threads: int = Field(0, description="CPU threads of the model; 0 means all physical cores.", ge=0, le=1024)
 
@@ -79,7 +86,13 @@ class Settings(BaseSettings):
     max_num_batched_tokens: Count = Field(256, description="Token budget of one engine step (chunked prefill).")
     max_num_seqs: Count = Field(64, description="Sequences that run at once.")
     max_model_len: CountOrOff = Field(0, description="Prompt plus completion, at most; 0 means the model's own limit.")
-    max_num_waiting: CountOrOff = Field(256, description="Waiting requests; past it, 429; 0 means no limit.")
+    max_num_waiting: CountOrOff = Field(
+        256, description="Choices that wait for their first run; past it, 429; 0 means no limit."
+    )
+    stable_first: bool = Field(
+        False,
+        description="Leading system parts marked with `prompt_cache_breakpoint` go before unmarked ones.",
+    )
 
     max_inflight: Count = Field(512, description="Chat requests in flight at once, over all tenants; past it, 429.")
     max_inflight_per_tenant: CountOrOff = Field(0, description="The same, per tenant; 0 means no limit of its own.")

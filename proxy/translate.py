@@ -4,6 +4,7 @@ Pure. What is known and not built is refused (`unsupported_parameter`), because 
 on it.
 """
 
+from itertools import accumulate, pairwise
 from typing import Any
 
 from proxy.schemas import (
@@ -12,13 +13,16 @@ from proxy.schemas import (
     ChatMessage,
     Content,
     ContentPart,
+    DeveloperMessage,
     FunctionMessage,
     RefusalPart,
+    SystemMessage,
     TextPart,
     ToolMessage,
+    UserMessage,
 )
 from sessions.errors import InvalidRequest
-from sessions.types import ChatRequest, Message, Role, SamplingParams, Tenant
+from sessions.types import ChatRequest, Message, Part, SamplingParams, Tenant
 
 _NEVER_BUILT = (
     "audio",
@@ -125,9 +129,12 @@ def _message(wire: ChatMessage, index: int) -> Message:
             return Message("assistant", content)
         case ToolMessage():
             return Message("tool", _text(wire.content, where), wire.tool_call_id)
-        case _:
-            role: Role = wire.__struct_config__.tag  # type: ignore[assignment]
-            return Message(role, _text(wire.content, where))
+        case UserMessage():
+            return Message("user", _text(wire.content, where))
+        case SystemMessage():
+            return Message("system", _text(wire.content, where), parts=_parts(wire.content, where))
+        case DeveloperMessage():
+            return Message("developer", _text(wire.content, where), parts=_parts(wire.content, where))
 
 
 def _text(content: Content, where: str) -> str:
@@ -135,6 +142,18 @@ def _text(content: Content, where: str) -> str:
     if isinstance(content, str):
         return content
     return "".join(_part_text(part, f"{where}.content[{index}]") for index, part in enumerate(content))
+
+
+def _parts(content: Content, where: str) -> tuple[Part, ...]:
+    """Where each part stands in the joined text, if the client marked one of them."""
+    if isinstance(content, str):
+        return ()
+    marks = [isinstance(part, TextPart) and part.prompt_cache_breakpoint is not None for part in content]
+    if not any(marks):
+        return ()
+    lengths = [len(_part_text(part, where)) for part in content]
+    offsets = pairwise(accumulate(lengths, initial=0))
+    return tuple(Part(start, end, is_marked) for (start, end), is_marked in zip(offsets, marks, strict=True))
 
 
 def _part_text(part: ContentPart, where: str) -> str:

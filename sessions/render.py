@@ -1,8 +1,9 @@
 """Canonical chat rendering, version `render/1`: two requests that mean the same give the same text. Pure.
 
 Order: tools by function name; the leading system block (every system or developer message before the first
-assistant message, in its own order, merged into one); then the other messages where they stand. Appending
-turns never changes what was rendered before them, as far as the model's own template allows.
+assistant message, in its own order, merged into one; with `stable_first`, marked parts before unmarked ones);
+then the other messages where they stand. Appending turns never changes what was rendered before them, as far
+as the model's own template allows.
 `docs/rendering.md` has the reasons.
 """
 
@@ -18,6 +19,16 @@ from sessions.types import Message, Tool
 VERSION: Final = "render/1"
 SYSTEM_ROLES: Final = ("system", "developer")
 _MERGED_BY: Final = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What moves as a whole inside the leading system block: a message, or one part of it. `path`: its place before."""
+
+    message: int
+    text: str
+    path: str
+    is_marked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +53,11 @@ def render(
     template: ChatTemplate,
     *,
     add_generation_prompt: bool = True,
+    stable_first: bool = False,
 ) -> Prompt:
     """Render a conversation; with `add_generation_prompt` the text ends where the assistant's reply begins.
 
+    stable_first: inside the leading system block, parts marked with `prompt_cache_breakpoint` go first.
     Raises InvalidRequest when the template refuses the conversation, naming the message where one is to
     blame.
     """
@@ -53,7 +66,11 @@ def render(
     if tools and not template.takes_tools:
         raise InvalidRequest("This model's chat template has no place for tools.", param="tools")
     schemas = [_sorted_keys(_schema(tools[index])) for index in tool_order]
-    turns = _merge_leading(messages, order, num_leading)
+    pieces = [piece for index in order[:num_leading] for piece in _pieces(index, messages[index])]
+    piece_order = sorted(range(len(pieces)), key=lambda at: stable_first and not pieces[at].is_marked)
+    turns = [_turn(index, messages[index]) for index in order]
+    if num_leading:
+        turns[:num_leading] = [_Turn(order[0], "system", _joined([pieces[at] for at in piece_order]))]
     turns, neutral_schemas, stand_ins = _neutralise(turns, schemas, template)
     try:
         text = template.apply([turn.holding(turn.content) for turn in turns], neutral_schemas, add_generation_prompt)
@@ -65,7 +82,11 @@ def render(
         text=stand_ins.restore(text),
         segments=_segments(text, template, stand_ins),
         contents=_locate_contents(text, turns, skeleton),
-        moves=(*_moves("messages", order[:num_leading]), *_moves("tools", tool_order)),
+        moves=(
+            *_moves("messages", order[:num_leading]),
+            *_moves("messages[0].content", piece_order, [piece.path for piece in pieces]),
+            *_moves("tools", tool_order),
+        ),
     )
 
 
@@ -78,14 +99,26 @@ def _canonical_order(messages: Sequence[Message]) -> tuple[list[int], int]:
     return leading + others, len(leading)
 
 
-def _merge_leading(messages: Sequence[Message], order: Sequence[int], num_leading: int) -> list[_Turn]:
-    """One system message for the whole leading block: many templates take only one, and only at the front."""
-    turns = [_turn(index, messages[index]) for index in order]
-    if num_leading < 2:
-        return turns
-    contents = (turn.content for turn in turns[:num_leading])
-    merged = _MERGED_BY.join(content for content in contents if content)
-    return [_Turn(turns[0].source, "system", merged), *turns[num_leading:]]
+def _pieces(index: int, message: Message) -> list[_Piece]:
+    """Empty ones vanish: merging would leave a gap for them."""
+    if not message.parts:
+        return [_Piece(index, message.content, f"messages[{index}]")] if message.content else []
+    return [
+        _Piece(index, message.content[part.start : part.end], f"messages[{index}].content[{at}]", part.is_marked)
+        for at, part in enumerate(message.parts)
+        if part.start < part.end
+    ]
+
+
+def _joined(pieces: Sequence[_Piece]) -> str:
+    """One system message for the whole leading block: many templates take only one, and only at the front.
+
+    Parts of one message follow each other as they stand, messages after a blank line.
+    """
+    text = ""
+    for before, piece in zip([None, *pieces], pieces, strict=False):
+        text += (_MERGED_BY if before and before.message != piece.message else "") + piece.text
+    return text
 
 
 def _turn(source: int, message: Message) -> _Turn:
@@ -128,8 +161,13 @@ def _sorted_keys(value: Any) -> Any:
     return value
 
 
-def _moves(path: str, order: Sequence[int]) -> list[Move]:
-    return [Move(f"{path}[{source}]", f"{path}[{target}]") for target, source in enumerate(order) if source != target]
+def _moves(path: str, order: Sequence[int], sources: Sequence[str] = ()) -> list[Move]:
+    """Whoever does not keep its place. `sources` say where each stood, if that is not `path[i]`."""
+    return [
+        Move(sources[source] if sources else f"{path}[{source}]", f"{path}[{target}]")
+        for target, source in enumerate(order)
+        if source != target
+    ]
 
 
 def _refused(

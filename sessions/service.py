@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from sessions.admission import Admission
 from sessions.detokenizer import TextStream
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
 from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import Request
 from sessions.engine.scheduler import Scheduler
-from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest, Overloaded
+from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
 from sessions.generation import Choice, Generation
 from sessions.hashing import HashChain, RootFields, root_hash, tenant_key
 from sessions.index import IndexSettings, PrefixIndex, open_index
@@ -36,11 +37,15 @@ LONG_PROMPT_CHARACTERS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
-    """Which Redis, if any, and for how long it may be waited for."""
+    """Which Redis, if any, and for how long it may be waited for.
+
+    client: the index client's other numbers; its `timeout_s` is `timeout_ms`.
+    """
 
     mode: Literal["auto", "redis", "embedded", "off"] = "off"
     redis_url: str = ""
     timeout_ms: int = 50
+    client: IndexSettings = field(default_factory=IndexSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class ServiceParts:
     secret: bytes
     max_num_waiting: int
     index: IndexOptions = field(default_factory=IndexOptions)
+    stable_first: bool = False
 
 
 class ChatService:
@@ -66,6 +72,7 @@ class ChatService:
         self._pool = BlockPool(self._config.num_blocks, self._config.block_size)
         self._scheduler = Scheduler(self._config, self._pool)
         self.engine = Engine(self._scheduler, runner, self._deliver)
+        self._admission = Admission(parts.max_num_waiting)
         self._generations: dict[RequestId, Generation] = {}
         self._draining = False
         self._num_elsewhere_tokens = 0
@@ -79,7 +86,7 @@ class ChatService:
             parts.index.redis_url or None,
             fleet=fleet,
             resync_source=self._leaf_chains,
-            settings=replace(IndexSettings(), timeout_s=parts.index.timeout_ms / 1000),
+            settings=replace(parts.index.client, timeout_s=parts.index.timeout_ms / 1000),
         )
 
     # -- requests --
@@ -102,15 +109,18 @@ class ChatService:
             raise Draining
         if not self.engine.is_alive:
             raise EngineFailed("The engine is not running.")
-        bound = self._parts.max_num_waiting
-        if bound and len(self._generations) + num_choices > bound + self._config.max_num_seqs:
-            raise Overloaded("Too many requests are waiting; try again later.", retry_after_s=1.0)
+        self._admission.admit(num_choices)
 
     async def _encode(self, request: ChatRequest) -> list[TokenId]:
         scope = request.tenant.id + "\0" + (request.cache_salt or "")
 
         def encode() -> list[TokenId]:
-            prompt = render(request.messages, request.tools, self._parts.tokenizer.template)
+            prompt = render(
+                request.messages,
+                request.tools,
+                self._parts.tokenizer.template,
+                stable_first=self._parts.stable_first,
+            )
             return self._parts.tokenizer.encode(prompt, scope=scope)
 
         if sum(len(message.content) for message in request.messages) > LONG_PROMPT_CHARACTERS:
@@ -151,12 +161,14 @@ class ChatService:
             for index, engine_request in enumerate(engine_requests)
         }
         generation = Generation(generation_id, len(token_ids), choices, self.engine.abort, self._forget)
+        self._admission.submitted(engine_requests)
         for engine_request in engine_requests:
             self._generations[engine_request.id] = generation
             self.engine.submit(engine_request)
         return generation
 
     def _forget(self, request_ids: Sequence[RequestId]) -> None:
+        self._admission.ended(request_ids)
         for request_id in request_ids:
             self._generations.pop(request_id, None)
 
@@ -172,6 +184,7 @@ class ChatService:
         return self.engine.call(lambda: list(self._pool.leaf_chains())).result(CALL_TIMEOUT_S)
 
     def _dispatch(self, result: StepResult) -> None:
+        self._admission.settle()
         for output in result.outputs:
             generation = self._generations.get(output.request_id)
             if output.stored:
@@ -186,9 +199,10 @@ class ChatService:
     def stats(self) -> Stats:
         index = self.index.stats()
         pool, scheduler = self._pool, self._scheduler
+        self._admission.settle()
         return Stats(
             num_requests_running=len(scheduler.running),
-            num_requests_waiting=len(scheduler.waiting),
+            num_requests_waiting=self._admission.num_waiting,
             kv_cache_usage=1 - pool.num_free_blocks / len(pool.blocks),
             kv_cache_cached=pool.num_cached_blocks / len(pool.blocks),
             prefix_cache_queries=scheduler.num_prompt_tokens,

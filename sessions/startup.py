@@ -31,6 +31,8 @@ class ServiceOptions:
     served_model_name: str = ""
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "auto"
+    kv_dtype: str = "auto"
     num_threads: int = 0
     block_size: int = 16
     pool_size: str = "0.3"
@@ -38,6 +40,7 @@ class ServiceOptions:
     max_num_seqs: int = 64
     max_model_len: int = 0
     max_num_waiting: int = 256
+    stable_first: bool = False
     index: Literal["auto", "redis", "embedded", "off"] = "auto"
     redis_url: str = ""
     redis_timeout_ms: int = 50
@@ -76,7 +79,9 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
     import torch
 
     from sessions.engine.kv_cache import KVCache, bytes_per_token, free_bytes, num_blocks_for
-    from sessions.engine.runner import ModelRunner, load_model
+    from sessions.engine.loader import LoadOptions, load_model
+    from sessions.engine.native.kernels import LANES, load_kernels
+    from sessions.engine.runner import ModelRunner
 
     def report(sentence: str) -> None:
         log.info(sentence)
@@ -85,17 +90,23 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         torch.set_num_threads(options.num_threads)
     folder = resolve_model(options.model, options.cache_dir, report)
     tokenizer = Tokenizer.load(folder.path)
-    loaded = load_model(folder.path, options.device, options.dtype, report)
+    kernels, reason = load_kernels(options.cache_dir)
+    if options.block_size % LANES:
+        kernels, reason = None, f"their blocks hold a multiple of {LANES} tokens"
+    if kernels is None:
+        log.warning("CPU kernels unavailable, plain torch computes instead", reason=reason)
+    load_options = LoadOptions(options.device, options.dtype, options.quantization, options.kv_dtype)
+    loaded = load_model(folder.path, load_options, kernels, report)
     num_blocks = num_blocks_for(
-        parse_pool_size(options.pool_size), loaded.layers, options.block_size, loaded.dtype, loaded.device
+        parse_pool_size(options.pool_size), loaded.layers, options.block_size, loaded.kv_dtype, loaded.device
     )
-    pool_bytes = num_blocks * options.block_size * bytes_per_token(loaded.layers, loaded.dtype)
+    pool_bytes = num_blocks * options.block_size * bytes_per_token(loaded.layers, loaded.kv_dtype)
     if pool_bytes > free_bytes(loaded.device):
         raise ModelRefused(
             f"a KV pool of {pool_bytes / 2**30:.1f} GiB does not fit: "
             f"{free_bytes(loaded.device) / 2**30:.1f} GiB are free"
         )
-    cache = KVCache(loaded.layers, num_blocks, options.block_size, loaded.dtype, loaded.device)
+    cache = KVCache(loaded.layers, num_blocks, options.block_size, loaded.kv_dtype, loaded.device)
     config = EngineConfig(
         block_size=options.block_size,
         num_blocks=num_blocks,
@@ -107,16 +118,16 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         "KV pool ready",
         tokens=config.pool_tokens,
         blocks=num_blocks,
-        kib_per_token=bytes_per_token(loaded.layers, loaded.dtype) / 1024,
+        kib_per_token=bytes_per_token(loaded.layers, loaded.kv_dtype) / 1024,
     )
     fields = RootFields(
         block_size=options.block_size,
         weights=folder.fingerprint,
         model_config=config_digest(folder.path),
-        weight_quantisation="none",
+        weight_quantisation=loaded.quantization,
         compute_dtype=str(loaded.dtype),
-        kv_dtype=str(loaded.dtype),
-        numerics=f"{loaded.device.type}/sdpa",
+        kv_dtype=str(loaded.kv_dtype),
+        numerics=loaded.numerics,
         tokenizer=tokenizer.digest,
         template=tokenizer.template_digest,
     )
@@ -128,5 +139,6 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         secret=server_secret(options.secret, options.cache_dir),
         max_num_waiting=options.max_num_waiting,
         index=IndexOptions(options.index, options.redis_url, options.redis_timeout_ms),
+        stable_first=options.stable_first,
     )
     return parts, ModelRunner(loaded, cache)

@@ -18,12 +18,26 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """`content[start:end]` of a message; `is_marked` where the client set a `prompt_cache_breakpoint` on it."""
+
+    start: int
+    end: int
+    is_marked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message, after the wire: content parts are joined, `null` content is the empty string."""
+    """One chat message, after the wire: content parts are joined, `null` content is the empty string.
+
+    parts: cover `content` from left to right if one of them is marked; else empty, for a string and its pieces mean
+    the same.
+    """
 
     role: Role
     content: str = ""
     tool_call_id: str | None = None
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

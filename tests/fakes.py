@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from tempfile import mkdtemp
 
-from sessions.engine.block import Block
+from sessions.engine.block_table import BlockTable
 from sessions.engine.config import EngineConfig
 from sessions.engine.schedule import Schedule
 from sessions.hashing import RootFields
@@ -48,7 +48,7 @@ class FakeRunner:
             self.num_computed_tokens += entry.num_tokens
         return [self._sample(e.request.block_table, e.start + e.num_tokens) for e in schedule.entries if e.samples]
 
-    def _sample(self, block_table: Sequence[Block], num_tokens: int) -> int:
+    def _sample(self, block_table: BlockTable, num_tokens: int) -> int:
         seen = []
         for position in range(num_tokens):
             slot = self.slots[self._slot(block_table, position)]
@@ -56,7 +56,7 @@ class FakeRunner:
             seen.append(slot[1])
         return next_token(seen, self.vocab_size)
 
-    def _slot(self, block_table: Sequence[Block], position: int) -> int:
+    def _slot(self, block_table: BlockTable, position: int) -> int:
         return block_table[position // self.block_size].id * self.block_size + position % self.block_size
 
 

@@ -22,7 +22,7 @@ A block is `block_size` consecutive tokens' KV over all layers. Registered block
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Reversible, Sequence
 from typing import NamedTuple
 
 from sessions.engine.block import Block, Children, FreeQueue
@@ -122,7 +122,7 @@ class BlockPool:
             taken.append(block)
         return taken
 
-    def free(self, blocks: Sequence[Block]) -> None:
+    def free(self, blocks: Reversible[Block]) -> None:
         """Drop one reference to each block of a path, tail first. Mutates.
 
         A block nobody holds keeps its KV if it is registered (end of the queue), and is handed out next if it is not.

@@ -1,9 +1,10 @@
 """The K and V tensors of the pool: their layout, their size, and copies between blocks. Holds no bookkeeping.
 
-    per layer   K [num_slots, kv_heads, head_dim]     V [num_slots, kv_heads, value_head_dim]
-    slot        block_id * block_size + offset        one token's place; its K is stored after RoPE
+    per layer   K [num_blocks, kv_heads, head_dim, block_size]     V [num_blocks, kv_heads, block_size, value_head_dim]
+    slot        block_id * block_size + offset                     one token's place; its K is stored after RoPE
 
-A slot's row is contiguous over heads, so that gathering a prefix reads whole rows.
+K stands transposed inside its block, so that neighbouring keys are one vector load: scores and weighted values are then
+both sums of outer products, with nothing to add up across lanes (`native/kernels.cpp`).
 """
 
 import math
@@ -19,11 +20,16 @@ from sessions.pool_size import PoolSize
 
 @dataclass(frozen=True, slots=True)
 class LayerLayout:
-    """Shape of one layer's KV, as the model itself asked for it (`runner.probe_layout`)."""
+    """What one layer's attention wants, as the model itself asked for it (`attention.LayoutProbe`).
 
+    sliding_window: tokens a token sees, itself included; None is all. scaling: of the scores, before softmax.
+    """
+
+    num_heads: int
     num_kv_heads: int
     head_dim: int
     value_head_dim: int
+    scaling: float
     sliding_window: int | None = None
 
 
@@ -35,19 +41,32 @@ class KVCache:
     ) -> None:
         self.layers = tuple(layers)
         self.block_size = block_size
-        num_slots = num_blocks * block_size
-        self.keys = [_zeros((num_slots, kv.num_kv_heads, kv.head_dim), dtype, device) for kv in layers]
-        self.values = [_zeros((num_slots, kv.num_kv_heads, kv.value_head_dim), dtype, device) for kv in layers]
+        self.dtype = dtype
+        self.device = device
+        self.keys = [_zeros((num_blocks, kv.num_kv_heads, kv.head_dim, block_size), dtype, device) for kv in layers]
+        self.values = [
+            _zeros((num_blocks, kv.num_kv_heads, block_size, kv.value_head_dim), dtype, device) for kv in layers
+        ]
+
+    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """slots [T] int64, key [T, kv_heads, head_dim], value [T, kv_heads, value_head_dim]; cast to its dtype."""
+        blocks, offsets = slots // self.block_size, slots % self.block_size
+        self.keys[layer][blocks, :, :, offsets] = key.to(self.dtype)
+        self.values[layer][blocks, :, offsets] = value.to(self.dtype)
+
+    def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of K [n, kv_heads, head_dim] and V [n, kv_heads, value_head_dim] at slots [n]."""
+        blocks, offsets = slots // self.block_size, slots % self.block_size
+        return self.keys[layer][blocks, :, :, offsets], self.values[layer][blocks, :, offsets]
 
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copy whole blocks, all layers; every source is read before any destination is written."""
         if not sources:
             return
-        device = self.keys[0].device
-        source_slots = block_slots(torch.tensor(sources, device=device), self.block_size)
-        destination_slots = block_slots(torch.tensor(destinations, device=device), self.block_size)
+        source = torch.tensor(sources, device=self.device)
+        destination = torch.tensor(destinations, device=self.device)
         for cache in (*self.keys, *self.values):
-            cache[destination_slots] = cache[source_slots]
+            cache[destination] = cache[source]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -58,12 +77,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
-
-
-def block_slots(block_ids: torch.Tensor, block_size: int) -> torch.Tensor:
-    """All slots of these blocks, in order. block_ids: [n] int -> [n * block_size] int."""
-    offsets = torch.arange(block_size, device=block_ids.device)
-    return (block_ids[:, None] * block_size + offsets).flatten()
 
 
 def bytes_per_token(layers: Sequence[LayerLayout], dtype: torch.dtype) -> int:

@@ -11,7 +11,7 @@ draws the next token once it has caught up.
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sessions.engine.block import Block
+from sessions.engine.block_table import BlockTable
 from sessions.hashing import HashChain
 from sessions.types import BlockHash, FinishReason, RequestId, SamplingParams
 
@@ -40,7 +40,7 @@ class Request:
     seed: int
     num_prompt_tokens: int = field(init=False)
     status: RequestStatus = RequestStatus.WAITING
-    block_table: list[Block] = field(default_factory=list)
+    block_table: BlockTable = field(default_factory=BlockTable)
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     """Prompt tokens found in the pool at first admission; None before that."""

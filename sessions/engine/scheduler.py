@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from sessions.engine.block import Block
 from sessions.engine.block_pool import BlockPool, Match
+from sessions.engine.block_table import BlockTable
 from sessions.engine.config import EngineConfig
 from sessions.engine.request import Request, RequestOutput, RequestStatus
 from sessions.engine.schedule import Schedule, Scheduled
@@ -105,7 +106,8 @@ class Scheduler:
         return -(-end // self.config.block_size) - len(request.block_table)
 
     def _start(self, request: Request, num_tokens: int, num_blocks: int, schedule: Schedule) -> None:
-        request.block_table += self.pool.allocate(num_blocks)
+        if num_blocks:
+            request.block_table.extend(self.pool.allocate(num_blocks))
         schedule.entries.append(Scheduled(request, request.num_computed_tokens, num_tokens))
 
     def _preempt(self, request: Request, schedule: Schedule) -> None:
@@ -169,7 +171,7 @@ class Scheduler:
         attached   touched        touched       copy of E F    copied, or taken over if all of it is ours and idle
         """
         self.pool.touch(match.blocks)
-        request.block_table = list(match.blocks)
+        request.block_table = BlockTable(match.blocks)
         num_cached = len(match.blocks) * self.config.block_size + match.num_tail_tokens
         tail = match.tail
         if tail is not None:
@@ -275,7 +277,7 @@ class Scheduler:
         self._stop_computing(request)
         self.running.remove(request)
         self.pool.free(request.block_table)
-        request.block_table = []
+        request.block_table = BlockTable()
         request.num_computed_tokens = request.num_registered_blocks = 0
 
     # -- invariants --

@@ -22,7 +22,8 @@ from sessions.types import BlockHash
 log = structlog.get_logger(__name__)
 
 IndexMode = Literal["auto", "redis", "embedded", "off"]
-IndexState = Literal["redis", "embedded", "down", "off"]
+IndexState = Literal["redis", "embedded", "read_only", "down", "off"]
+"""redis, embedded: well, and whose. read_only: answers but refuses writes, so others' claims are seen and ours wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class PrefixIndex:
             return "off"
         if not self._publisher.is_up:
             return "down"
+        if not self._publisher.is_writable:
+            return "read_only"
         return "embedded" if self._embedded else "redis"
 
     def start(self) -> None:

@@ -27,6 +27,7 @@ class Publisher:
     """`start` and `stop` once each; attributes without underscore may be read from any thread.
 
     others: live incarnations beside our own, as of the last beat.
+    is_writable: the server takes writes, as of the last call.
     is_unsupported: the server is too old; the thread has ended.
     """
 
@@ -55,10 +56,10 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="anaphora-index", daemon=True)
         self._generation: bytes | None = None
         self._is_greeted = False
-        self._is_writable = False
         self._beat_at = 0.0
         self._resync_at = 0.0
         self.others: frozenset[Incarnation] = frozenset()
+        self.is_writable = True
         self.is_unsupported = False
         self.num_published = self.num_cuts = self.num_resyncs = self.num_errors = 0
 
@@ -110,14 +111,14 @@ class Publisher:
                 self._beat_at = 0.0
             return 0.0
         cut_delay_s = self._settings.cut_delay_s
-        if self._is_writable:
+        if self.is_writable:
             if chain := self._ledger.next_chain():
                 self._insert(chain)
                 return 0.0
             if cut := self._ledger.next_cut(now, cut_delay_s):
                 self._cut(cut)
                 return 0.0
-        cut_wait_s = self._ledger.cut_wait_s(now, cut_delay_s) if self._is_writable else float("inf")
+        cut_wait_s = self._ledger.cut_wait_s(now, cut_delay_s) if self.is_writable else float("inf")
         return min(self._beat_at - now, cut_wait_s)
 
     def _attempt(self, call: Callable[[], object]) -> bool:
@@ -128,7 +129,7 @@ class Publisher:
         except Exception as error:  # noqa: BLE001  # a broken server can make redis-py raise anything
             self.num_errors += 1
             if refuses_writes(error):
-                self._is_writable = False
+                self._note_writable(False)
                 return False
             self._breaker.failed(time.monotonic())
             if was_up and not self.is_up:
@@ -151,13 +152,18 @@ class Publisher:
         beat = self._trie.beat(self._fleet, incarnation, self._replica, lease_s=self._settings.lease_s)
         self.others = beat.live - {incarnation}
         is_other_data = beat.generation not in (None, self._generation)
-        is_writable_again = beat.writable and not self._is_writable
+        is_writable_again = beat.writable and not self.is_writable
         self._generation = beat.generation or self._generation
-        self._is_writable = beat.writable
-        if is_other_data or is_writable_again or beat.joined or now >= self._resync_at:
+        self._note_writable(beat.writable)
+        if now >= self._resync_at:
             self._ledger.lost_claims()
-        if self._is_writable and (resynced := self._ledger.begin_resync()):
+        if self.is_writable and (resynced := self._ledger.begin_resync()):
             self._resync(resynced, now)
+
+    def _note_writable(self, is_writable: bool) -> None:
+        if is_writable != self.is_writable:
+            self.is_writable = is_writable
+            log.warning("index takes writes again" if is_writable else "index refuses writes")
 
     def _greet(self) -> bool:
         """Whether the server will do; a server that is too old is left for good."""
@@ -185,7 +191,7 @@ class Publisher:
         if self._attempt(lambda: self._trie.insert(namespace, chain.blocks, chain.incarnation, ttl_s=ttl_s)):
             self.num_published += 1
         else:
-            self._ledger.lost_claims()
+            pass
 
     def _cut(self, cut: Cut) -> None:
         namespace = namespace_of(cut.root)

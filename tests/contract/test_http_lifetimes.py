@@ -136,18 +136,6 @@ def test_a_tenant_s_bound_is_its_own(serve: Serve) -> None:
     assert sorted(statuses[1:]) == [("sk-a", 200), ("sk-b", 200)]
 
 
-def test_a_full_queue_is_a_429(serve: Serve) -> None:
-    server = serve(max_num_waiting=1, engine={"max_num_seqs": 1})
-    with server.engine_held(), contextlib.ExitStack() as stack:
-        for expected in (1, 2):
-            stack.enter_context(request_left_open(server, **FOREVER))
-            eventually(lambda wanted=expected: server.num_in_flight() == wanted, f"{expected} are in flight")  # type: ignore[misc]
-        response = httpx.post(server.origin + "/v1/chat/completions", json=body(max_tokens=1))
-        assert response.status_code == 429
-        assert response.headers["retry-after"]
-    server.expect_idle()
-
-
 def test_refused_requests_leave_nothing_behind(server: RunningServer) -> None:
     for bad in (body(temperature=9), body(model="other"), [], {"model": "fake"}):
         assert httpx.post(server.origin + "/v1/chat/completions", json=bad).status_code in (400, 404)

@@ -1,10 +1,13 @@
 """The oracle: greedy ids over the block pool equal `transformers.generate()` on the same prompt, fp32 on CPU.
 
 Every listed architecture with tiny random weights, and the default model with its real ones: cold, warm at every cached
-length, chunked, beside strangers, after eviction, after preemption, after a neighbour's abort.
+length, chunked, beside strangers, forked at every offset in a block, as choices of one prompt, after eviction, after
+preemption, after a neighbour's abort.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
 from sessions.engine.kv_cache import KVCache
+from sessions.engine.loader import LoadedModel, prepare_model
 from sessions.engine.request import Request
-from sessions.engine.runner import LoadedModel, ModelRunner, prepare_model
+from sessions.engine.runner import ModelRunner
 from sessions.engine.scheduler import Scheduler
 from sessions.errors import ModelRefused
 from sessions.hashing import HashChain
@@ -80,8 +84,9 @@ class Oracle:
         self.answers: dict[tuple[int, ...], list[int]] = {}
 
     def learn(self, prompts: list[list[int]]) -> None:
-        for prompt in prompts:
-            ids = torch.tensor([prompt])
+        """Prompts of one length go through `generate()` together: no padding, so nothing but speed changes."""
+        for _, alike in groupby(sorted(prompts, key=len), key=len):
+            ids = torch.tensor(list(alike))
             with torch.inference_mode():
                 out = self._model.generate(
                     ids,
@@ -91,7 +96,7 @@ class Oracle:
                     eos_token_id=None,
                     pad_token_id=0,
                 )
-            self.answers[tuple(prompt)] = out[0].tolist()
+            self.answers |= {tuple(answer[: ids.shape[1]]): answer for answer in out.tolist()}
 
     def prepare(self) -> LoadedModel:
         return prepare_model(self._model)
@@ -106,6 +111,8 @@ class Bench:
         self.scheduler = Scheduler(self.config, BlockPool(self.config.num_blocks, self.config.block_size))
         self.runner = ModelRunner(loaded, cache)
         self.count = 0
+        self.num_copies = 0
+        self.num_computed_tokens = 0
 
     def add(self, prompt: list[int]) -> Request:
         chain = HashChain(BlockHash(b"r" * 16), self.config.block_size)
@@ -119,14 +126,68 @@ class Bench:
 
     def step(self) -> None:
         schedule = self.scheduler.schedule()
+        self.num_copies += len(schedule.copies)
+        self.num_computed_tokens += sum(entry.num_tokens for entry in schedule.entries)
         self.scheduler.commit(schedule, self.runner.execute(schedule))
+        self.scheduler.check_integrity()
 
     def run(self, *prompts: list[int]) -> list[Request]:
         requests = [self.add(prompt) for prompt in prompts]
         while self.scheduler.has_work:
             self.step()
-        self.scheduler.check_integrity()
         return requests
+
+
+@dataclass(frozen=True)
+class Family:
+    """A prompt and others that begin with it and then differ at once, from it and from each other."""
+
+    parent: list[int]
+    forks: list[list[int]]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        return [self.parent, *self.forks]
+
+
+def families(tokens: list[int], block_size: int = 4) -> list[Family]:
+    """One for every offset in a block at which the parent's prompt can end. `tokens`: at least 20 different ones."""
+    tokens = list(dict.fromkeys(tokens))
+    suffixes = [tokens[-1:], tokens[-4:-1], tokens[-9:-4]]
+    parents = [tokens[: 2 * block_size + offset] for offset in range(block_size)]
+    return [Family(parent, [[*parent, *suffix] for suffix in suffixes]) for parent in parents]
+
+
+def assert_forks_are_right(oracle: Oracle, loaded: LoadedModel, family: Family) -> None:
+    """Forked together: off a parent that runs, off one that has ended, and off each other.
+
+    parent   [ full block ][ full block ][ P P . . ]     forks copy the tail; the parent writes on
+    """
+    bench = Bench(loaded)
+    offset = len(family.parent) % bench.config.block_size
+    parent = bench.add(family.parent)
+    bench.step()
+    forks = bench.run(*family.forks)
+    assert_right(oracle, [parent, *forks])
+    assert [fork.num_cached_tokens for fork in forks] == [len(family.parent)] * len(forks)
+    assert bench.num_copies == (len(forks) if offset else 0)
+    assert_right(oracle, bench.run(*reversed(family.prompts)))
+
+    ended = Bench(loaded)
+    ended.run(family.parent)
+    assert_right(oracle, ended.run(*family.forks))
+    assert_right(oracle, Bench(loaded, max_num_batched_tokens=5, max_num_seqs=3).run(*family.forks))
+
+
+def assert_choices_are_right(oracle: Oracle, loaded: LoadedModel, prompt: list[int], n: int = 4) -> None:
+    """The prompt is computed once; each choice but the first computes its last token again, to draw from it."""
+    bench = Bench(loaded)
+    choices = bench.run(*[prompt] * n)
+    assert_right(oracle, choices)
+    assert [choice.num_cached_tokens for choice in choices] == [0] + [len(prompt) - 1] * (n - 1)
+    assert bench.num_computed_tokens == len(prompt) + (n - 1) + n * (NUM_NEW - 1)
+    small = Bench(loaded, num_blocks=8, max_num_seqs=n)
+    assert_right(oracle, small.run(*[prompt] * n))
 
 
 @pytest.fixture(scope="module", params=sorted(SERVED))
@@ -137,7 +198,7 @@ def tiny(request: pytest.FixtureRequest) -> Iterator[tuple[Oracle, LoadedModel, 
     prompts.append([*prompts[0][:10], *prompts[2]])
     prompts += [[*prompts[0][:cut], *prompts[1]] for cut in range(22)]
     oracle = Oracle(model)
-    oracle.learn(prompts)
+    oracle.learn(prompts + [prompt for family in families(prompts[0] + prompts[2]) for prompt in family.prompts])
     yield oracle, oracle.prepare(), prompts
 
 
@@ -181,6 +242,18 @@ def test_chunked_evicted_preempted_and_after_an_abort(tiny: tuple[Oracle, Loaded
     assert_right(oracle, [request])
 
 
+def test_forked_at_every_tail_offset(tiny: tuple[Oracle, LoadedModel, list[list[int]]]) -> None:
+    oracle, loaded, prompts = tiny
+    for family in families(prompts[0] + prompts[2]):
+        assert_forks_are_right(oracle, loaded, family)
+
+
+def test_choices_of_one_prompt(tiny: tuple[Oracle, LoadedModel, list[list[int]]]) -> None:
+    oracle, loaded, prompts = tiny
+    for family in families(prompts[0] + prompts[2]):
+        assert_choices_are_right(oracle, loaded, family.parent)
+
+
 @pytest.mark.parametrize("kind", sorted(REFUSED))
 def test_what_cannot_be_served_is_refused_with_the_reason(kind: str) -> None:
     with pytest.raises(ModelRefused, match=kind) as refusal:
@@ -198,12 +271,16 @@ def test_the_default_model(tmp_path_factory: pytest.TempPathFactory) -> None:
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(3, 40_000, (length,), generator=generator).tolist() for length in (70, 33)]
     prompts.append([*prompts[0][:50], *prompts[1]])
-    oracle.learn(prompts)
+    kin = families(prompts[0])
+    oracle.learn(prompts + [prompt for family in kin for prompt in family.prompts])
     loaded = oracle.prepare()
     for config in ({}, {"max_num_batched_tokens": 16}, {"num_blocks": 48}):
         bench = Bench(loaded, **config)
         for _ in range(2):
             assert_right(oracle, bench.run(*prompts))
+    for family in kin:
+        assert_forks_are_right(oracle, loaded, family)
+        assert_choices_are_right(oracle, loaded, family.parent)
 
 
 def _cache_dir() -> Path:

@@ -63,6 +63,13 @@ def test_command_line_wins_over_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert (settings.port, settings.block_size, settings.max_num_seqs) == (9001, 32, 64)
 
 
+@pytest.mark.parametrize(("text", "is_on"), [("true", True), ("1", True), ("false", False), ("0", False)])
+def test_a_switch_is_true_or_false(text: str, is_on: bool) -> None:
+    assert load_settings({"stable_first": text}).stable_first is is_on
+    assert not load_settings({}).stable_first
+    assert "--stable-first true|false" in CliRunner().invoke(main, ["serve", "--help"]).output
+
+
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANAPHORA_PORT", "")
     assert load_settings({}).port == 8000
@@ -76,6 +83,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dtype": "int8"}, "--dtype (ANAPHORA_DTYPE): the value should be 'auto', 'float32', 'bfloat16'"),
         ({"pool_size": "big"}, "--pool-size (ANAPHORA_POOL_SIZE): 'big' is not a pool size"),
         ({"keepalive_s": "nan"}, "--keepalive-s (ANAPHORA_KEEPALIVE_S): the value should be"),
+        ({"stable_first": "maybe"}, "--stable-first (ANAPHORA_STABLE_FIRST): the value should be a valid boolean"),
         ({"index": "redis"}, "--index redis needs --redis-url (ANAPHORA_REDIS_URL)."),
         ({"max_num_seqs": "300"}, "--max-num-seqs must not exceed --max-num-batched-tokens"),
         ({"redis_url": "http://secret@x"}, "--redis-url (ANAPHORA_REDIS_URL): the URL must begin with redis://"),

@@ -8,7 +8,7 @@ import pytest
 from proxy.schemas import CHAT_DECODER
 from proxy.translate import chat_request
 from sessions.errors import InvalidRequest
-from sessions.types import ChatRequest, Message, SamplingParams, Tenant
+from sessions.types import ChatRequest, Message, Part, SamplingParams, Tenant
 
 USER = {"role": "user", "content": "hello"}
 
@@ -97,6 +97,37 @@ def test_messages_of_every_role_and_form() -> None:
         Message("tool", "t", "call"),
         Message("user", "c"),
     )
+
+
+MARK = {"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_marked_parts_of_system_messages_keep_their_offsets(role: Any) -> None:
+    parts = [
+        {"type": "text", "text": "be "},
+        {"type": "text", "text": "kind", **MARK},
+        {"type": "refusal", "refusal": "!"},
+        {"type": "text", "text": "", "prompt_cache_breakpoint": None},
+    ]
+    [message] = translate(messages=[{"role": role, "content": parts}]).messages
+    assert message == Message(
+        role, "be kind!", parts=(Part(0, 3, False), Part(3, 7, True), Part(7, 8, False), Part(8, 8, False))
+    )
+
+
+def test_without_a_mark_parts_and_string_are_one_and_the_same() -> None:
+    parts = [{"type": "text", "text": "be "}, {"type": "text", "text": "kind", "prompt_cache_breakpoint": None}]
+    [in_parts] = translate(messages=[{"role": "system", "content": parts}]).messages
+    [as_string] = translate(messages=[{"role": "system", "content": "be kind"}]).messages
+    assert in_parts == as_string == Message("system", "be kind")
+
+
+@pytest.mark.parametrize("mark", [{}, {"mode": "implicit"}, {"mode": "explicit", "ttl": "1h"}, "explicit"])
+def test_a_mark_of_another_shape_is_refused(mark: Any) -> None:
+    part = {"type": "text", "text": "x", "prompt_cache_breakpoint": mark}
+    with pytest.raises(msgspec.ValidationError, match="prompt_cache_breakpoint"):
+        translate(messages=[{"role": "system", "content": [part]}])
 
 
 @pytest.mark.parametrize(

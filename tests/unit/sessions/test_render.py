@@ -2,8 +2,9 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sessions.errors import InvalidRequest
 from sessions.prompt import ChatTemplate, Move, TemplateError
 from sessions.render import render
 from sessions.tokenizer import Tokenizer
-from sessions.types import Message, TokenId, Tool
+from sessions.types import Message, Part, Role, TokenId, Tool
 
 START, END, THINK = TokenId(1), TokenId(2), TokenId(3)
 CONTROL = ControlTokens(
@@ -262,3 +263,136 @@ def test_a_real_sandboxed_template_refuses_by_name(mistral_folder: Path) -> None
     with pytest.raises(InvalidRequest, match="system must come first") as raised:
         render([Message("user", "a"), Message("assistant", "b"), Message("system", "c")], [], template)
     assert raised.value.param == "messages[2].role"
+
+
+# -- stable_first --
+
+parts_of_a_message = st.lists(st.tuples(texts, st.booleans()), min_size=1, max_size=4)
+leading_blocks = st.lists(parts_of_a_message, min_size=1, max_size=3)
+
+
+def in_parts(role: Role, parts: Sequence[tuple[str, bool]]) -> Message:
+    """As `proxy.translate` makes it of (text, is_marked) pairs."""
+    ends = list(accumulate(len(text) for text, _ in parts))
+    spans = zip([0, *ends], ends, parts, strict=False)
+    kept = tuple(Part(start, end, is_marked) for start, end, (_, is_marked) in spans)
+    content = "".join(text for text, _ in parts)
+    return Message(role, content, parts=kept if any(is_marked for _, is_marked in parts) else ())
+
+
+def system_text(messages: Sequence[Message], *, stable_first: bool = True) -> str:
+    prompt = render(messages, [], CHATML, add_generation_prompt=False, stable_first=stable_first)
+    return prompt.text.removeprefix("<|im_start|>system\n").partition("<|im_end|>\n<|im_start|>user")[0]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "rendered", "moves"),
+    [
+        (["A+ b"], "Ab", []),
+        (["b A+"], "Ab", [("[0].content[1]", 0), ("[0].content[0]", 1)]),
+        (["b c"], "bc", []),
+        (["A+ B+"], "AB", []),
+        (["b", "A+"], "A\n\nb", [("[1].content[0]", 0), ("[0]", 1)]),
+        (
+            ["b A+", "c B+"],
+            "A\n\nB\n\nb\n\nc",
+            [("[0].content[1]", 0), ("[1].content[1]", 1), ("[0].content[0]", 2), ("[1].content[0]", 3)],
+        ),
+        (["b A+ c"], "Abc", [("[0].content[1]", 0), ("[0].content[0]", 1)]),
+        (["", "b", "A+"], "A\n\nb", [("[2].content[0]", 0), ("[1]", 1)]),
+    ],
+)
+def test_marked_parts_go_first_and_every_move_is_reported(
+    blocks: list[str], rendered: str, moves: list[tuple[str, int]]
+) -> None:
+    messages = [
+        in_parts("system", [(word.rstrip("+"), word.endswith("+")) for word in block.split()]) for block in blocks
+    ]
+    prompt = render([*messages, Message("user", "hi")], [], CHATML, stable_first=True)
+    assert system_text([*messages, Message("user", "hi")]) == rendered
+    assert prompt.moves == tuple(Move(f"messages{source}", f"messages[0].content[{at}]") for source, at in moves)
+    assert prompt.content_at(prompt.text.index(rendered)) == prompt.contents[0]
+
+
+def test_moved_messages_and_moved_parts_are_both_reported() -> None:
+    messages = [Message("user", "hi"), in_parts("system", [("b", False), ("A", True)])]
+    prompt = render(messages, [], CHATML, stable_first=True)
+    assert prompt.moves == (
+        Move("messages[1]", "messages[0]"),
+        Move("messages[1].content[1]", "messages[0].content[0]"),
+        Move("messages[1].content[0]", "messages[0].content[1]"),
+    )
+
+
+def test_only_the_leading_system_block_is_reordered() -> None:
+    turns = [Message("user", "hi"), Message("assistant", "ho")]
+    later = in_parts("system", [("b", False), ("A", True)])
+    asked = in_parts("user", [("b", False), ("A", True)])
+    messages = [*turns, later, asked]
+    assert render(messages, [], CHATML, stable_first=True) == render(messages, [], CHATML)
+
+
+@given(leading_blocks, turns)
+def test_off_nothing_changes_and_unmarked_nothing_moves(
+    blocks: list[list[tuple[str, bool]]], exchanges: list[tuple[str, str]]
+) -> None:
+    after = conversation("", exchanges)[1:]
+    marked = [in_parts("system", parts) for parts in blocks]
+    plain = [Message("system", message.content) for message in marked]
+    assert render([*marked, *after], [], CHATML) == render([*plain, *after], [], CHATML)
+    assert render([*plain, *after], [], CHATML, stable_first=True) == render([*plain, *after], [], CHATML)
+
+
+@given(parts_of_a_message, st.randoms())
+def test_how_marked_and_unmarked_parts_are_interleaved_does_not_matter(
+    parts: list[tuple[str, bool]], chance: random.Random
+) -> None:
+    """Each kind keeps its own order; only which kind comes next is shuffled."""
+    marked, unmarked = ([part for part in parts if part[1] is kind] for kind in (True, False))
+    kinds = [is_marked for _, is_marked in parts]
+    chance.shuffle(kinds)
+    sources = {True: iter(marked), False: iter(unmarked)}
+    shuffled = in_parts("system", [next(sources[kind]) for kind in kinds])
+    user = Message("user", "hi")
+    assert system_text([shuffled, user]) == system_text([in_parts("system", marked + unmarked), user])
+
+
+@given(leading_blocks, leading_blocks)
+def test_what_is_marked_is_a_prefix_whatever_else_is_said(
+    one: list[list[tuple[str, bool]]], other: list[list[tuple[str, bool]]]
+) -> None:
+    """The same marked parts among other unmarked ones: the prompts agree to the end of the marked text."""
+
+    def among(strangers: list[list[tuple[str, bool]]]) -> str:
+        volatile = [[(text, False) for text, _ in parts] for parts in strangers]
+        stable = [[(text, True) for text, is_marked in parts if is_marked] for parts in one]
+        mixed = [v + s for v, s in zip_longest(volatile, stable, fillvalue=[])]
+        messages = [in_parts("system", parts) for parts in mixed if parts]
+        return render([*messages, Message("user", "hi")], [], CHATML, stable_first=True).text
+
+    marked = ["".join(text for text, is_marked in parts if is_marked) for parts in one]
+    prefix = "<|im_start|>system\n" + "\n\n".join(text for text in marked if text)
+    assert among(one).startswith(prefix)
+    assert among(other).startswith(prefix)
+
+
+@given(leading_blocks, turns)
+def test_appending_turns_changes_nothing_before_them_with_stable_first(
+    blocks: list[list[tuple[str, bool]]], exchanges: list[tuple[str, str]]
+) -> None:
+    messages = [*(in_parts("system", parts) for parts in blocks), *conversation("", exchanges)[1:]]
+    whole = render(messages, [], CHATML, add_generation_prompt=False, stable_first=True)
+    for length in range(len(blocks), len(messages)):
+        part = render(messages[:length], [], CHATML, add_generation_prompt=False, stable_first=True)
+        assert whole.text.startswith(part.text)
+        assert whole.segments[: len(part.segments) - 1] == part.segments[:-1]
+        assert whole.moves == part.moves
+
+
+@given(leading_blocks)
+def test_nothing_is_lost_and_no_text_becomes_a_control_token_by_moving(blocks: list[list[tuple[str, bool]]]) -> None:
+    messages = [in_parts("system", parts) for parts in blocks]
+    prompt = render([*messages, Message("user", "hi")], [], CHATML, add_generation_prompt=False, stable_first=True)
+    assert [segment.control_id for segment in prompt.segments if segment.control_id] == [START, END] * 2
+    said = "".join(message.content for message in messages)
+    assert sorted(system_text([*messages, Message("user", "hi")]).replace("\n", "")) == sorted(said.replace("\n", ""))

@@ -1,0 +1,643 @@
+// The CPU kernels: attention that reads the pool's blocks where they lie, and the small operators between a layer's
+// linears. Plain C interface (no torch headers: compiles in seconds, works with any torch), called from kernels.py,
+// which states each argument's shape. Nothing here allocates what a client sizes, throws, or keeps state between calls.
+//
+// A row's result never depends on the other rows of the step: every sum runs in an order fixed by the row's own
+// position. So cold = warm = chunked = batched, bit for bit.
+//
+// Vectors are GCC/Clang vector extensions of 8 floats: AVX2 where there is AVX2, two NEON registers on ARM.
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__F16C__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+typedef uint16_t v8h __attribute__((vector_size(16)));
+typedef int16_t v16s __attribute__((vector_size(32)));
+typedef int8_t v16b __attribute__((vector_size(16)));
+
+enum Dtype : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
+
+constexpr int LANES = 8;
+constexpr int ROW_GROUP = 6;      // rows that share one load of K or V: 6 x 2 accumulators fill 16 registers
+constexpr int MAX_ROWS = 48;      // (token, query head) rows of one task
+constexpr int TILE_KEYS = 128;    // keys between two rescalings of the running softmax
+constexpr int PARTITION = 512;    // keys whose softmax is summed on its own, then merged in order
+constexpr int MAX_HEAD_DIM = 256;
+constexpr float NEGATIVE = -INFINITY;
+
+inline v8 load(const float* p) { v8 v; memcpy(&v, p, sizeof v); return v; }
+inline void store(float* p, v8 v) { memcpy(p, &v, sizeof v); }
+inline v8 splat(float x) { return v8{x, x, x, x, x, x, x, x}; }
+
+// -- element types of the pool --
+
+struct F32 {
+    typedef float type;
+    static inline v8 load8(const float* p) { return load(p); }
+    static inline void put(float* p, float x) { *p = x; }
+};
+
+struct F16 {
+    typedef uint16_t type;
+#if defined(__F16C__)
+    static inline v8 load8(const uint16_t* p) { return (v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+    static inline void put(uint16_t* p, float x) { *p = (uint16_t)_cvtss_sh(x, 0); }
+#else
+    static inline v8 load8(const uint16_t* p) {
+        v8 v;
+        for (int i = 0; i < LANES; i++) { _Float16 h; memcpy(&h, p + i, 2); v[i] = (float)h; }
+        return v;
+    }
+    static inline void put(uint16_t* p, float x) { _Float16 h = (_Float16)x; memcpy(p, &h, 2); }
+#endif
+};
+
+struct BF16 {
+    typedef uint16_t type;
+    static inline v8 load8(const uint16_t* p) {
+        v8h h; memcpy(&h, p, sizeof h);
+        v8i wide = __builtin_convertvector(h, v8i) << 16;
+        return (v8)wide;
+    }
+    static inline void put(uint16_t* p, float x) {  // round to nearest even, as torch does
+        uint32_t bits; memcpy(&bits, &x, 4);
+        *p = isnan(x) ? 0x7FC0 : (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    }
+};
+
+// exp(x) for x <= 0: Cephes' polynomial, relative error about 2e-7; 0 below -87.
+inline v8 exp8(v8 x) {
+    v8 floor_at = splat(-87.0f);
+    v8i underflow = x < floor_at;
+    x = underflow ? floor_at : x;
+    v8 n = x * splat(1.44269504088896341f);
+    v8i whole = __builtin_convertvector(n - splat(0.5f), v8i);  // rounds to nearest: n <= 0 and conversion truncates
+    v8 k = __builtin_convertvector(whole, v8);
+    x = x - k * splat(0.693359375f);
+    x = x - k * splat(-2.12194440e-4f);
+    v8 y = splat(1.9875691500e-4f);
+    y = y * x + splat(1.3981999507e-3f);
+    y = y * x + splat(8.3334519073e-3f);
+    y = y * x + splat(4.1665795894e-2f);
+    y = y * x + splat(1.6666665459e-1f);
+    y = y * x + splat(5.0000001201e-1f);
+    y = y * x * x + x + splat(1.0f);
+    v8 scaled = y * (v8)((whole + 127) << 23);
+    return underflow ? splat(0.0f) : scaled;
+}
+
+inline float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+
+inline float max8(v8 v) {
+    float m = v[0];
+    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+}  // namespace
+
+// -- what crosses the boundary; mirrored field by field in kernels.py --
+
+extern "C" {
+
+// One scheduled entry: rows [row, row + num_tokens) are tokens [start, start + num_tokens) of one request.
+struct Sequence {
+    const int32_t* block_table;
+    int32_t row, start, num_tokens, unused;
+};
+
+// One layer of the pool.  keys [num_blocks, kv_heads, head_dim, block_size]: transposed inside the block, so that eight
+// neighbouring keys are one load.  values [num_blocks, kv_heads, block_size, value_dim].
+struct LayerPool {
+    void* keys;
+    void* values;
+    int32_t dtype, block_size, kv_heads, head_dim, value_dim, unused;
+};
+
+// query [T, q_heads, head_dim], key [T, kv_heads, head_dim], value [T, kv_heads, value_dim]: fp32, strides in floats,
+// innermost contiguous.  out [T, q_heads, value_dim] contiguous.  window: keys a token sees, itself included; 0 is all.
+struct AttentionCall {
+    const LayerPool* pool;
+    const Sequence* sequences;
+    const float *query, *key, *value;
+    float* out;
+    float* scratch;  // MAX_PARTS * rows * (value_dim + 2) floats, for split tasks
+    int64_t query_row, query_head, key_row, key_head, value_row, value_head;
+    int32_t num_sequences, q_heads, window, num_threads;
+    float scaling;
+    int32_t scratch_parts;
+};
+}
+
+namespace {
+
+// -- attention --
+
+template <int R, class T>
+inline void scores_of(const float* q, int head_dim, const typename T::type* k, int block_size, int width, float* out) {
+    // q [R, head_dim], k [head_dim, block_size] -> out [R, TILE_KEYS] columns [0, width); width is 16 or 8
+    v8 a[R], b[R];
+    for (int r = 0; r < R; r++) a[r] = b[r] = splat(0);
+    if (width == 2 * LANES) {
+        for (int d = 0; d < head_dim; d++) {
+            v8 k0 = T::load8(k + (int64_t)d * block_size), k1 = T::load8(k + (int64_t)d * block_size + LANES);
+            for (int r = 0; r < R; r++) {
+                v8 x = splat(q[r * head_dim + d]);
+                a[r] += x * k0;
+                b[r] += x * k1;
+            }
+        }
+        for (int r = 0; r < R; r++) { store(out + r * TILE_KEYS, a[r]); store(out + r * TILE_KEYS + LANES, b[r]); }
+    } else {
+        for (int d = 0; d < head_dim; d++) {
+            v8 k0 = T::load8(k + (int64_t)d * block_size);
+            for (int r = 0; r < R; r++) a[r] += splat(q[r * head_dim + d]) * k0;
+        }
+        for (int r = 0; r < R; r++) store(out + r * TILE_KEYS, a[r]);
+    }
+}
+
+template <int R, class T>
+inline void weigh_values(const float* p, const typename T::type* v, int value_dim, int num_keys, int column, float* out) {
+    // p [R, TILE_KEYS], v [num_keys, value_dim] -> out [R, MAX_HEAD_DIM] columns [column, column + 16 or 8)
+    v8 a[R], b[R];
+    if (column + 2 * LANES <= value_dim) {
+        for (int r = 0; r < R; r++) {
+            a[r] = load(out + r * MAX_HEAD_DIM + column);
+            b[r] = load(out + r * MAX_HEAD_DIM + column + LANES);
+        }
+        for (int j = 0; j < num_keys; j++) {
+            const typename T::type* at = v + (int64_t)j * value_dim + column;
+            v8 v0 = T::load8(at), v1 = T::load8(at + LANES);
+            for (int r = 0; r < R; r++) {
+                v8 x = splat(p[r * TILE_KEYS + j]);
+                a[r] += x * v0;
+                b[r] += x * v1;
+            }
+        }
+        for (int r = 0; r < R; r++) {
+            store(out + r * MAX_HEAD_DIM + column, a[r]);
+            store(out + r * MAX_HEAD_DIM + column + LANES, b[r]);
+        }
+    } else {
+        for (int r = 0; r < R; r++) a[r] = load(out + r * MAX_HEAD_DIM + column);
+        for (int j = 0; j < num_keys; j++) {
+            v8 v0 = T::load8(v + (int64_t)j * value_dim + column);
+            for (int r = 0; r < R; r++) a[r] += splat(p[r * TILE_KEYS + j]) * v0;
+        }
+        for (int r = 0; r < R; r++) store(out + r * MAX_HEAD_DIM + column, a[r]);
+    }
+}
+
+// Softmax state of a task's rows over the keys seen so far.
+struct Running {
+    float peak[MAX_ROWS], total[MAX_ROWS], sum[MAX_ROWS * MAX_HEAD_DIM];
+
+    void clear(int num_rows, int value_dim) {
+        for (int r = 0; r < num_rows; r++) {
+            peak[r] = NEGATIVE;
+            total[r] = 0;
+            memset(sum + r * MAX_HEAD_DIM, 0, sizeof(float) * value_dim);
+        }
+    }
+};
+
+// Never inlined: the compiler may fuse multiply and add differently in two copies, and the sums must be the same.
+__attribute__((noinline)) void merge_row(float* peak, float* total, float* sum, float other_peak, float other_total,
+                                         const float* other, int value_dim) {
+    if (other_peak == NEGATIVE) return;
+    float top = *peak > other_peak ? *peak : other_peak;
+    float mine = *peak == NEGATIVE ? 0.0f : expf(*peak - top), theirs = expf(other_peak - top);
+    *peak = top;
+    *total = *total * mine + other_total * theirs;
+    for (int d = 0; d < value_dim; d++) sum[d] = sum[d] * mine + other[d] * theirs;
+}
+
+// A task: rows (token, head of the group) of one sequence under one KV head.
+struct Task {
+    const Sequence* sequence;
+    int kv_head, first_token, num_tokens, part, num_parts;  // part -1: all partitions, merged in place
+};
+
+// Rescale what is there and turn scores into weights; masks what the row may not see.
+inline void soften(Running& run, float* scores, int r, int64_t first_key, int width, int64_t low, int64_t high,
+                   int value_dim) {
+    float* s = scores + r * TILE_KEYS;
+    int from = low > first_key ? (int)(low - first_key < width ? low - first_key : width) : 0;
+    int to = high - first_key < width ? (int)(high - first_key > 0 ? high - first_key : 0) : width;
+    for (int j = 0; j < from; j++) s[j] = NEGATIVE;
+    for (int j = to; j < width; j++) s[j] = NEGATIVE;
+    v8 top = load(s);
+    for (int j = LANES; j < width; j += LANES) { v8 x = load(s + j); top = x > top ? x : top; }
+    float peak = max8(top);
+    if (peak == NEGATIVE) {
+        memset(s, 0, sizeof(float) * width);
+        return;
+    }
+    peak = run.peak[r] > peak ? run.peak[r] : peak;
+    v8 total = splat(0);
+    for (int j = 0; j < width; j += LANES) {
+        v8 weight = exp8(load(s + j) - splat(peak));
+        store(s + j, weight);
+        total += weight;
+    }
+    float* sum = run.sum + r * MAX_HEAD_DIM;
+    if (run.peak[r] == NEGATIVE) {
+        run.total[r] = sum8(total);
+    } else if (run.peak[r] == peak) {
+        run.total[r] += sum8(total);
+    } else {
+        float keep = expf(run.peak[r] - peak);
+        run.total[r] = run.total[r] * keep + sum8(total);
+        for (int d = 0; d < value_dim; d += LANES) store(sum + d, load(sum + d) * splat(keep));
+    }
+    run.peak[r] = peak;
+}
+
+template <class T>
+void attend_partition(const AttentionCall& call, const Task& task, const float* q, int num_rows, int64_t begin,
+                      int64_t end, Running& run) {
+    const LayerPool& pool = *call.pool;
+    const int group = call.q_heads / pool.kv_heads, bs = pool.block_size, hd = pool.head_dim, vd = pool.value_dim;
+    const Sequence& seq = *task.sequence;
+    const int64_t first_position = seq.start + task.first_token, last_position = first_position + task.num_tokens - 1;
+    const int64_t key_stride = (int64_t)hd * bs, value_stride = (int64_t)bs * vd;
+    alignas(32) float scores[MAX_ROWS * TILE_KEYS];
+    run.clear(num_rows, vd);
+    if (end > last_position + 1) end = last_position + 1;
+    if (call.window) {
+        int64_t low = first_position - call.window + 1;
+        if (low > begin) begin = low / TILE_KEYS * TILE_KEYS;
+    }
+    for (int64_t tile = begin; tile < end; tile += TILE_KEYS) {
+        const int num_keys = (int)(end - tile < TILE_KEYS ? end - tile : TILE_KEYS);
+        const int padded = (num_keys + LANES - 1) / LANES * LANES;
+        for (int r0 = 0; r0 < num_rows; r0 += ROW_GROUP) {
+            const int rows = num_rows - r0 < ROW_GROUP ? num_rows - r0 : ROW_GROUP;
+            for (int j = 0; j < padded;) {
+                const int64_t position = tile + j;
+                const int offset = (int)(position % bs);
+                const int64_t block = seq.block_table[position / bs];
+                const typename T::type* k =
+                    (const typename T::type*)pool.keys + (block * pool.kv_heads + task.kv_head) * key_stride + offset;
+                const int width = offset + 2 * LANES <= bs && j + 2 * LANES <= padded ? 2 * LANES : LANES;
+                float* out = scores + r0 * TILE_KEYS + j;
+                const float* from = q + r0 * hd;
+                switch (rows) {
+                    case 1: scores_of<1, T>(from, hd, k, bs, width, out); break;
+                    case 2: scores_of<2, T>(from, hd, k, bs, width, out); break;
+                    case 3: scores_of<3, T>(from, hd, k, bs, width, out); break;
+                    case 4: scores_of<4, T>(from, hd, k, bs, width, out); break;
+                    case 5: scores_of<5, T>(from, hd, k, bs, width, out); break;
+                    default: scores_of<6, T>(from, hd, k, bs, width, out);
+                }
+                j += width;
+            }
+            for (int r = r0; r < r0 + rows; r++) {
+                const int64_t position = first_position + r / group;
+                const int64_t low = call.window ? position - call.window + 1 : 0;
+                soften(run, scores, r, tile, padded, low, position + 1, vd);
+            }
+            for (int j = 0; j < num_keys;) {  // unwritten slots past num_keys are never read: 0 * NaN is NaN
+                const int64_t position = tile + j;
+                const int offset = (int)(position % bs);
+                const int64_t block = seq.block_table[position / bs];
+                const typename T::type* v = (const typename T::type*)pool.values +
+                                            (block * pool.kv_heads + task.kv_head) * value_stride + (int64_t)offset * vd;
+                const int count = bs - offset < num_keys - j ? bs - offset : num_keys - j;
+                const float* p = scores + r0 * TILE_KEYS + j;
+                float* out = run.sum + r0 * MAX_HEAD_DIM;
+                for (int c = 0; c < vd; c += c + 2 * LANES <= vd ? 2 * LANES : LANES) switch (rows) {
+                    case 1: weigh_values<1, T>(p, v, vd, count, c, out); break;
+                    case 2: weigh_values<2, T>(p, v, vd, count, c, out); break;
+                    case 3: weigh_values<3, T>(p, v, vd, count, c, out); break;
+                    case 4: weigh_values<4, T>(p, v, vd, count, c, out); break;
+                    case 5: weigh_values<5, T>(p, v, vd, count, c, out); break;
+                    default: weigh_values<6, T>(p, v, vd, count, c, out);
+                }
+                j += count;
+            }
+        }
+    }
+}
+
+template <class T>
+void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) {
+    const LayerPool& pool = *call.pool;
+    const int group = call.q_heads / pool.kv_heads, hd = pool.head_dim, vd = pool.value_dim;
+    const int num_rows = task.num_tokens * group;
+    const int first_row = task.sequence->row + task.first_token, first_head = task.kv_head * group;
+    static thread_local Running part, all;
+    alignas(32) float q[MAX_ROWS * MAX_HEAD_DIM];
+    for (int r = 0; r < num_rows; r++) {
+        const float* from =
+            call.query + (first_row + r / group) * call.query_row + (first_head + r % group) * call.query_head;
+        for (int d = 0; d < hd; d++) q[r * hd + d] = from[d] * call.scaling;
+    }
+    const int64_t length = (int64_t)task.sequence->start + task.first_token + task.num_tokens;
+    if (task.part >= 0) {
+        const int64_t begin = (int64_t)task.part * PARTITION;
+        attend_partition<T>(call, task, q, num_rows, begin, begin + PARTITION, part);
+        const int64_t width = vd + 2;
+        for (int r = 0; r < num_rows; r++) {
+            float* to = call.scratch + (scratch_row + r) * width;
+            to[0] = part.peak[r];
+            to[1] = part.total[r];
+            memcpy(to + 2, part.sum + r * MAX_HEAD_DIM, sizeof(float) * vd);
+        }
+        return;
+    }
+    all.clear(num_rows, vd);
+    int64_t begin = 0;
+    if (call.window) {
+        const int64_t low = (int64_t)task.sequence->start + task.first_token - call.window + 1;
+        if (low > 0) begin = low / PARTITION * PARTITION;
+    }
+    for (; begin < length; begin += PARTITION) {
+        attend_partition<T>(call, task, q, num_rows, begin, begin + PARTITION, part);
+        for (int r = 0; r < num_rows; r++)
+            merge_row(&all.peak[r], &all.total[r], all.sum + r * MAX_HEAD_DIM, part.peak[r], part.total[r],
+                      part.sum + r * MAX_HEAD_DIM, vd);
+    }
+    for (int r = 0; r < num_rows; r++) {
+        float* to = call.out + ((int64_t)(first_row + r / group) * call.q_heads + first_head + r % group) * vd;
+        const float inverse = 1.0f / all.total[r];
+        for (int d = 0; d < vd; d++) to[d] = all.sum[r * MAX_HEAD_DIM + d] * inverse;
+    }
+}
+
+template <class T>
+void store_rows(const AttentionCall& call) {
+    const LayerPool& pool = *call.pool;
+    const int bs = pool.block_size, hd = pool.head_dim, vd = pool.value_dim;
+    for (int s = 0; s < call.num_sequences; s++) {
+        const Sequence& seq = call.sequences[s];
+        for (int t = 0; t < seq.num_tokens; t++) {
+            const int64_t position = (int64_t)seq.start + t, block = seq.block_table[position / bs];
+            const int offset = (int)(position % bs);
+            for (int h = 0; h < pool.kv_heads; h++) {
+                const float* k = call.key + (seq.row + t) * call.key_row + h * call.key_head;
+                const float* v = call.value + (seq.row + t) * call.value_row + h * call.value_head;
+                typename T::type* keys =
+                    (typename T::type*)pool.keys + ((block * pool.kv_heads + h) * hd) * (int64_t)bs + offset;
+                typename T::type* values =
+                    (typename T::type*)pool.values + ((block * pool.kv_heads + h) * (int64_t)bs + offset) * vd;
+                for (int d = 0; d < hd; d++) T::put(keys + (int64_t)d * bs, k[d]);
+                for (int d = 0; d < vd; d++) T::put(values + d, v[d]);
+            }
+        }
+    }
+}
+
+template <class T>
+void attend(const AttentionCall& call) {
+    store_rows<T>(call);
+    const LayerPool& pool = *call.pool;
+    const int group = call.q_heads / pool.kv_heads, vd = pool.value_dim;
+    const int tokens_per_task = MAX_ROWS / group > 0 ? MAX_ROWS / group : 1;
+    int num_tasks = 0;
+    for (int s = 0; s < call.num_sequences; s++)
+        num_tasks += (call.sequences[s].num_tokens + tokens_per_task - 1) / tokens_per_task * pool.kv_heads;
+
+    // Few tasks: also split each over partitions of its keys, so that every thread has work. The sums are the same.
+    const bool split = num_tasks < 4 * call.num_threads && call.scratch_parts > 1;
+    const int parts = split ? call.scratch_parts : 1;
+    const int64_t rows_per_part = (int64_t)tokens_per_task * group;
+    const int64_t total = (int64_t)num_tasks * parts;
+
+#pragma omp parallel for schedule(dynamic, 1) num_threads(call.num_threads)
+    for (int64_t index = 0; index < total; index++) {
+        // Last tasks first: they see the longest prefix.
+        int64_t number = (total - 1 - index) / parts;
+        const int part = (int)((total - 1 - index) % parts);
+        const int64_t task_index = number;
+        Task task = {nullptr, 0, 0, 0, split ? part : -1, parts};
+        for (int s = 0; s < call.num_sequences; s++) {
+            const Sequence& seq = call.sequences[s];
+            const int64_t here = (int64_t)(seq.num_tokens + tokens_per_task - 1) / tokens_per_task * pool.kv_heads;
+            if (number < here) {
+                task.sequence = &seq;
+                task.kv_head = (int)(number % pool.kv_heads);
+                task.first_token = (int)(number / pool.kv_heads) * tokens_per_task;
+                const int left = seq.num_tokens - task.first_token;
+                task.num_tokens = left < tokens_per_task ? left : tokens_per_task;
+                break;
+            }
+            number -= here;
+        }
+        run_task<T>(call, task, (task_index * parts + part) * rows_per_part);
+    }
+    if (!split) return;
+
+    for (int64_t task_index = 0, s = 0; s < call.num_sequences; s++) {
+        const Sequence& seq = call.sequences[s];
+        for (int first = 0; first < seq.num_tokens; first += tokens_per_task) {
+            const int tokens = seq.num_tokens - first < tokens_per_task ? seq.num_tokens - first : tokens_per_task;
+            for (int h = 0; h < pool.kv_heads; h++, task_index++) {
+                for (int r = 0; r < tokens * group; r++) {
+                    float peak = NEGATIVE, sum_of = 0;
+                    float* to = call.out + ((int64_t)(seq.row + first + r / group) * call.q_heads + h * group + r % group) * vd;
+                    memset(to, 0, sizeof(float) * vd);
+                    for (int part = 0; part < parts; part++) {
+                        const float* from =
+                            call.scratch + ((task_index * parts + part) * rows_per_part + r) * (int64_t)(vd + 2);
+                        merge_row(&peak, &sum_of, to, from[0], from[1], from + 2, vd);
+                    }
+                    const float inverse = 1.0f / sum_of;
+                    for (int d = 0; d < vd; d++) to[d] *= inverse;
+                }
+            }
+        }
+    }
+}
+
+// -- int8 linear --
+
+// sum over pairs: result[c] += a[2c] * b[2c] + a[2c + 1] * b[2c + 1], 32-bit
+inline v8i multiply_add_pairs(v8i sum, v16s a, v16s b) {
+#if defined(__AVX2__)
+    return sum + (v8i)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    for (int c = 0; c < LANES; c++) sum[c] += (int32_t)a[2 * c] * b[2 * c] + (int32_t)a[2 * c + 1] * b[2 * c + 1];
+    return sum;
+#endif
+}
+
+inline v16s widen(const int8_t* p) {
+    v16b narrow;
+    memcpy(&narrow, p, sizeof narrow);
+    return __builtin_convertvector(narrow, v16s);
+}
+
+constexpr int PANEL = 2 * LANES;  // output columns that are computed together
+
+template <int R>
+inline void multiply_panel(const int16_t* x, int64_t pairs, const int8_t* w, const float* row_scale,
+                           const float* column_scale, const float* bias, int columns, float* out, int64_t out_stride) {
+    // x [R, 2 * pairs], w [pairs, PANEL, 2] -> out [R, columns]
+    v8i a[R], b[R];
+    for (int r = 0; r < R; r++) a[r] = b[r] = v8i{0, 0, 0, 0, 0, 0, 0, 0};
+    for (int64_t k = 0; k < pairs; k++) {
+        v16s w0 = widen(w + k * 2 * PANEL), w1 = widen(w + k * 2 * PANEL + PANEL);
+        for (int r = 0; r < R; r++) {
+            int32_t pair;
+            memcpy(&pair, x + (r * pairs + k) * 2, sizeof pair);
+            v16s both = (v16s)v8i{pair, pair, pair, pair, pair, pair, pair, pair};
+            a[r] = multiply_add_pairs(a[r], both, w0);
+            b[r] = multiply_add_pairs(b[r], both, w1);
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        float y[PANEL];
+        store(y, __builtin_convertvector(a[r], v8) * splat(row_scale[r]) * load(column_scale));
+        store(y + LANES, __builtin_convertvector(b[r], v8) * splat(row_scale[r]) * load(column_scale + LANES));
+        for (int c = 0; c < columns; c++) out[r * out_stride + c] = bias ? y[c] + bias[c] : y[c];
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t anaphora_partition(void) { return PARTITION; }
+int32_t anaphora_max_rows(void) { return MAX_ROWS; }
+int32_t anaphora_max_head_dim(void) { return MAX_HEAD_DIM; }
+
+// Write the step's K and V into the pool, then attend.
+void anaphora_attention(const AttentionCall* call) {
+    switch (call->pool->dtype) {
+        case FLOAT16: attend<F16>(*call); break;
+        case BFLOAT16: attend<BF16>(*call); break;
+        default: attend<F32>(*call);
+    }
+}
+
+// x [rows, width] += delta (unless null); out = x / rms(x) * weight.
+void anaphora_add_rms_norm(float* x, const float* delta, const float* weight, float* out, int64_t rows, int64_t width,
+                           float epsilon, int32_t num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (rows * width > 16384)
+    for (int64_t row = 0; row < rows; row++) {
+        float* at = x + row * width;
+        if (delta) {
+            const float* d = delta + row * width;
+            for (int64_t i = 0; i < width; i++) at[i] += d[i];
+        }
+        v8 square = splat(0);
+        int64_t i = 0;
+        for (; i + LANES <= width; i += LANES) { v8 v = load(at + i); square += v * v; }
+        float total = sum8(square);
+        for (; i < width; i++) total += at[i] * at[i];
+        const float scale = 1.0f / sqrtf(total / (float)width + epsilon);
+        float* to = out + row * width;
+        for (int64_t j = 0; j < width; j++) to[j] = at[j] * scale * weight[j];
+    }
+}
+
+// gate_up [rows, 2 * width] -> out [rows, width] = silu(gate) * up.
+void anaphora_silu_mul(const float* gate_up, float* out, int64_t rows, int64_t width, int32_t num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (rows * width > 8192)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *gate = gate_up + row * 2 * width, *up = gate + width;
+        float* to = out + row * width;
+        int64_t i = 0;
+        for (; i + LANES <= width; i += LANES) {
+            v8 g = load(gate + i), zero = splat(0), magnitude = g < zero ? g : -g;
+            v8 e = exp8(magnitude), half = splat(1.0f) / (splat(1.0f) + e);  // e = exp(-|g|): never overflows
+            v8 sigmoid = g < zero ? e * half : half;
+            store(to + i, g * sigmoid * load(up + i));
+        }
+        for (; i < width; i++) to[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    }
+}
+
+// qkv [rows, stride]: rotates the first `heads` heads of each row in place, halves layout ("rotate_half"); before that
+// norms each head by norm weights [head_dim] where given: the first q_heads by q_norm, the others by k_norm.
+// cos, sin [rows, rotary_dim].
+void anaphora_rope(float* qkv, const float* cosine, const float* sine, const float* q_norm, const float* k_norm,
+                   int64_t rows, int64_t stride, int32_t q_heads, int32_t heads, int32_t head_dim, int32_t rotary_dim,
+                   float epsilon, int32_t num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (rows * stride > 16384)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *c = cosine + row * rotary_dim, *s = sine + row * rotary_dim;
+        const int half = rotary_dim / 2;
+        for (int h = 0; h < heads; h++) {
+            float* at = qkv + row * stride + (int64_t)h * head_dim;
+            const float* weight = h < q_heads ? q_norm : k_norm;
+            if (weight) {
+                float total = 0;
+                for (int d = 0; d < head_dim; d++) total += at[d] * at[d];
+                const float scale = 1.0f / sqrtf(total / (float)head_dim + epsilon);
+                for (int d = 0; d < head_dim; d++) at[d] = at[d] * scale * weight[d];
+            }
+            for (int d = 0; d < half; d++) {
+                const float a = at[d], b = at[d + half];
+                at[d] = a * c[d] - b * s[d];
+                at[d + half] = b * c[d + half] + a * s[d + half];
+            }
+        }
+    }
+}
+
+// weight [outputs, inputs] int8 -> packed [panels, pairs, PANEL, 2], padded with zeros.
+void anaphora_pack_int8(const int8_t* weight, int8_t* packed, int64_t outputs, int64_t inputs) {
+    const int64_t pairs = (inputs + 1) / 2, panels = (outputs + PANEL - 1) / PANEL;
+    memset(packed, 0, (size_t)(panels * pairs * PANEL * 2));
+    for (int64_t o = 0; o < outputs; o++)
+        for (int64_t i = 0; i < inputs; i++)
+            packed[((o / PANEL * pairs + i / 2) * PANEL + o % PANEL) * 2 + i % 2] = weight[o * inputs + i];
+}
+
+// out [rows, outputs] = x [rows, inputs] @ weight.T + bias.  Each row of x is rounded to integers up to `steps`; the
+// caller picks `steps` so that no 32-bit sum can overflow.  scales [panels * PANEL] of the outputs.
+// rounded [rows, 2 * pairs] and row_scales [rows] are scratch.
+void anaphora_linear_int8(const float* x, const int8_t* packed, const float* scales, const float* bias, float* out,
+                          int16_t* rounded, float* row_scales, int64_t rows, int64_t inputs, int64_t outputs,
+                          float steps, int32_t num_threads) {
+    const int64_t pairs = (inputs + 1) / 2, panels = (outputs + PANEL - 1) / PANEL;
+    const int64_t block = 131072 / (2 * pairs) / ROW_GROUP * ROW_GROUP + ROW_GROUP;  // rows that stay in L2
+#pragma omp parallel num_threads(num_threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++) {
+            const float* from = x + row * inputs;
+            int16_t* to = rounded + row * 2 * pairs;
+            float largest = 0;
+            for (int64_t i = 0; i < inputs; i++) largest = fabsf(from[i]) > largest ? fabsf(from[i]) : largest;
+            const float inverse = largest > 0 ? steps / largest : 0;
+            row_scales[row] = largest / steps;
+            for (int64_t i = 0; i < inputs; i++) to[i] = (int16_t)rintf(from[i] * inverse);
+            if (inputs % 2) to[inputs] = 0;
+        }
+        for (int64_t first = 0; first < rows; first += block) {
+            const int64_t last = first + block < rows ? first + block : rows;
+#pragma omp for schedule(static) nowait
+            for (int64_t panel = 0; panel < panels; panel++) {
+                const int8_t* w = packed + panel * pairs * PANEL * 2;
+                const float *scale = scales + panel * PANEL, *b = bias ? bias + panel * PANEL : nullptr;
+                const int columns = (int)(outputs - panel * PANEL < PANEL ? outputs - panel * PANEL : PANEL);
+                for (int64_t row = first; row < last; row += ROW_GROUP) {
+                    const int16_t* a = rounded + row * 2 * pairs;
+                    const float* s = row_scales + row;
+                    float* y = out + row * outputs + panel * PANEL;
+                    switch (last - row) {
+                        case 1: multiply_panel<1>(a, pairs, w, s, scale, b, columns, y, outputs); break;
+                        case 2: multiply_panel<2>(a, pairs, w, s, scale, b, columns, y, outputs); break;
+                        case 3: multiply_panel<3>(a, pairs, w, s, scale, b, columns, y, outputs); break;
+                        case 4: multiply_panel<4>(a, pairs, w, s, scale, b, columns, y, outputs); break;
+                        case 5: multiply_panel<5>(a, pairs, w, s, scale, b, columns, y, outputs); break;
+                        default: multiply_panel<6>(a, pairs, w, s, scale, b, columns, y, outputs);
+                    }
+                }
+            }
+        }
+    }
+}
+}

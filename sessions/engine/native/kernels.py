@@ -1,0 +1,266 @@
+"""Typed calls into kernels.cpp. The only file that knows its structures; all tensors are CPU, fp32 unless said.
+
+Calls that compute release the GIL; the small ones of one or a few rows do not (giving it up costs more than they do).
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache as memoised
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from sessions.engine.batch import Batch
+from sessions.engine.kv_cache import KVCache, LayerLayout
+from sessions.engine.native.build import BuildFailed, build
+
+POOL_DTYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+LANES: Final = 8
+"""Floats of one vector: block size and value head size must be multiples of it."""
+PANEL: Final = 16
+"""Outputs that the int8 kernel computes together."""
+SMALL: Final = 16_384
+"""Floats below which a row operator keeps the GIL: it runs for a few microseconds."""
+
+_P = ctypes.c_void_p
+_I32 = ctypes.c_int32
+_I64 = ctypes.c_int64
+_F32 = ctypes.c_float
+
+
+class _LayerPool(ctypes.Structure):
+    _fields_ = (
+        ("keys", _P), ("values", _P),
+        ("dtype", _I32), ("block_size", _I32), ("kv_heads", _I32), ("head_dim", _I32), ("value_dim", _I32),
+        ("unused", _I32),
+    )  # fmt: skip
+
+
+class _AttentionCall(ctypes.Structure):
+    _fields_ = (
+        ("pool", _P), ("sequences", _P),
+        ("query", _P), ("key", _P), ("value", _P), ("out", _P), ("scratch", _P),
+        ("query_row", _I64), ("query_head", _I64), ("key_row", _I64), ("key_head", _I64),
+        ("value_row", _I64), ("value_head", _I64),
+        ("num_sequences", _I32), ("q_heads", _I32), ("window", _I32), ("num_threads", _I32),
+        ("scaling", _F32), ("scratch_parts", _I32),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """A linear layer packed by `Kernels.pack_int8`. packed: panels of 16 outputs. scales: [outputs, padded to 16].
+
+    steps: integers on each side of zero that a row of the input is rounded to; 4095 up to 4,129 inputs.
+    """
+
+    packed: torch.Tensor
+    scales: torch.Tensor
+    bias: torch.Tensor | None
+    inputs: int
+    outputs: int
+    steps: float
+
+
+class Kernels:
+    """The loaded library. Raises OSError if the file cannot be loaded."""
+
+    def __init__(self, path: Path) -> None:
+        # torch is imported first, so that the library binds to the OpenMP runtime torch brought: one thread pool.
+        self._library = ctypes.CDLL(str(path))
+        self._held: Any = ctypes.PyDLL(str(path))
+        self.attention = self._library.anaphora_attention
+        self.attention.argtypes = (_P,)
+        self.attention.restype = None
+        for library in (self._library, self._held):
+            library.anaphora_add_rms_norm.argtypes = (_P, _P, _P, _P, _I64, _I64, _F32, _I32)
+            library.anaphora_silu_mul.argtypes = (_P, _P, _I64, _I64, _I32)
+            library.anaphora_linear_int8.argtypes = (_P,) * 7 + (_I64, _I64, _I64, _F32, _I32)
+            library.anaphora_pack_int8.argtypes = (_P, _P, _I64, _I64)
+            library.anaphora_rope.argtypes = (_P, _P, _P, _P, _P, _I64, _I64, _I32, _I32, _I32, _I32, _F32, _I32)
+            for name in ("add_rms_norm", "silu_mul", "rope", "linear_int8", "pack_int8"):
+                getattr(library, f"anaphora_{name}").restype = None
+        self.partition = int(self._library.anaphora_partition())
+        self.max_rows = int(self._library.anaphora_max_rows())
+        self.max_head_dim = int(self._library.anaphora_max_head_dim())
+
+    def can_attend(self, cache: KVCache) -> bool:
+        """Do the kernel's limits hold for this pool?"""
+        return (
+            cache.device.type == "cpu"
+            and cache.dtype in POOL_DTYPES
+            and cache.block_size % LANES == 0
+            and all(
+                kv.value_head_dim % LANES == 0
+                and max(kv.head_dim, kv.value_head_dim) <= self.max_head_dim
+                and kv.num_heads // kv.num_kv_heads <= self.max_rows
+                for kv in cache.layers
+            )
+        )
+
+    def add_rms_norm(
+        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, out: torch.Tensor, epsilon: float
+    ) -> None:
+        """x [T, H] += delta; out = x / rms(x) * weight (RMSNorm, https://arxiv.org/abs/1910.07467)."""
+        rows, width = x.shape
+        self._pick(rows * width).anaphora_add_rms_norm(
+            x.data_ptr(), None if delta is None else delta.data_ptr(), weight.data_ptr(), out.data_ptr(),
+            rows, width, epsilon, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """gate_up [T, 2 * I] -> out [T, I] = silu(gate) * up (SwiGLU, https://arxiv.org/abs/2002.05202)."""
+        rows, width = out.shape
+        self._pick(2 * rows * width).anaphora_silu_mul(
+            gate_up.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads()
+        )
+
+    def rope(
+        self,
+        qkv: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+        heads: tuple[int, int, int],
+    ) -> None:
+        """Norm (if given: q weight, k weight, epsilon) and rotate Q and K of qkv [T, stride] in place.
+
+        cosine, sine: [T, rotary_dim]. heads: query heads, KV heads, head size.
+        """
+        rows, stride = qkv.shape
+        num_heads, num_kv_heads, head_dim = heads
+        q_norm, k_norm, epsilon = norms or (None, None, 0.0)
+        self._pick(rows * stride).anaphora_rope(
+            qkv.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
+            None if q_norm is None else q_norm.data_ptr(), None if k_norm is None else k_norm.data_ptr(),
+            rows, stride, num_heads, num_heads + num_kv_heads, head_dim, cosine.shape[-1], epsilon,
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def linear_int8(self, x: torch.Tensor, weight: "Int8Weight") -> torch.Tensor:
+        """x [..., in] -> [..., out] = x @ weight.T + bias, every row on its own."""
+        rows = x.numel() // weight.inputs
+        x = x.contiguous()
+        out = x.new_empty(*x.shape[:-1], weight.outputs)
+        rounded = torch.empty(rows, weight.inputs + weight.inputs % 2, dtype=torch.int16)
+        row_scales = torch.empty(rows)
+        self._library.anaphora_linear_int8(
+            x.data_ptr(), weight.packed.data_ptr(), weight.scales.data_ptr(),
+            None if weight.bias is None else weight.bias.data_ptr(), out.data_ptr(), rounded.data_ptr(),
+            row_scales.data_ptr(), rows, weight.inputs, weight.outputs, weight.steps, torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def pack_int8(self, weight: torch.Tensor, bias: torch.Tensor | None) -> "Int8Weight":
+        """weight [out, in] fp32, rounded to int8 with one scale per output; bias [out]."""
+        outputs, inputs = weight.shape
+        padded = -(-outputs // PANEL) * PANEL
+        scales = torch.zeros(padded)
+        scales[:outputs] = (weight.abs().amax(dim=1) / 127).clamp_min(1e-30)
+        rounded = (weight / scales[:outputs, None]).round().to(torch.int8)
+        packed = torch.empty(padded * (inputs + inputs % 2), dtype=torch.int8)
+        self._library.anaphora_pack_int8(rounded.data_ptr(), packed.data_ptr(), outputs, inputs)
+        # |weight| <= 127 and |x| <= steps, so that a sum over all inputs stays below 2^31.
+        steps = float(min(4095, (2**31 - 1) // (127 * inputs)))
+        return Int8Weight(packed, scales, bias, inputs, outputs, steps)
+
+    def _pick(self, size: int) -> Any:
+        return self._held if size < SMALL else self._library
+
+
+class NativePool:
+    """A pool as the kernels see it, made once: a record per layer, and scratch for split attention."""
+
+    def __init__(self, kernels: Kernels, cache: KVCache, max_model_len: int) -> None:
+        self.kernels = kernels
+        self.cache = cache
+        self._records = [
+            _LayerPool(
+                keys=keys.data_ptr(), values=values.data_ptr(), dtype=POOL_DTYPES[cache.dtype],
+                block_size=cache.block_size, kv_heads=kv.num_kv_heads, head_dim=kv.head_dim,
+                value_dim=kv.value_head_dim,
+            )
+            for keys, values, kv in zip(cache.keys, cache.values, cache.layers, strict=True)
+        ]  # fmt: skip
+        self.addresses = [ctypes.addressof(record) for record in self._records]
+        parts = -(-max_model_len // kernels.partition)
+        width = max(kv.value_head_dim for kv in cache.layers) + 2
+        self.scratch = torch.empty(4 * torch.get_num_threads() * parts * kernels.max_rows * width)
+
+
+class NativeAttention:
+    """One step's attention over one pool; see `attention.Receiver`. Reads blocks in place; allocates its outputs."""
+
+    def __init__(self, pool: NativePool, batch: Batch) -> None:
+        self._pool = pool
+        self._batch = batch
+        sequences = batch.sequences
+        longest = int((sequences["start"] + sequences["num_tokens"]).max())
+        self._call = _AttentionCall(
+            sequences=sequences.ctypes.data,
+            scratch=pool.scratch.data_ptr(),
+            num_sequences=len(sequences),
+            num_threads=torch.get_num_threads(),
+            scratch_parts=-(-longest // pool.kernels.partition),
+        )
+        self._address = ctypes.addressof(self._call)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """query [T, Hq, d], key [T, Hkv, d], value [T, Hkv, dv] -> [T, Hq, dv]. Writes K and V to the pool first."""
+        dtype = query.dtype
+        query, key, value = _packed(query), _packed(key), _packed(value)
+        out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+        call = self._call
+        call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
+        call.query_row, call.query_head, _ = query.stride()
+        call.key_row, call.key_head, _ = key.stride()
+        call.value_row, call.value_head, _ = value.stride()
+        call.q_heads, call.window, call.scaling = query.shape[1], sliding_window or 0, scaling
+        self._run(layer, out)
+        return out.to(dtype)
+
+    def attend_qkv(self, layer: int, qkv: torch.Tensor, layout: LayerLayout) -> torch.Tensor:
+        """qkv [T, (Hq + 2 Hkv) * d] fp32, contiguous, Q and K rotated -> [T, Hq * d]."""
+        rows, stride = qkv.shape
+        d = layout.head_dim
+        out = qkv.new_empty(rows, layout.num_heads * d)
+        call = self._call
+        call.query = qkv.data_ptr()
+        call.key = call.query + 4 * d * layout.num_heads
+        call.value = call.key + 4 * d * layout.num_kv_heads
+        call.query_row = call.key_row = call.value_row = stride
+        call.query_head = call.key_head = call.value_head = d
+        call.q_heads, call.window, call.scaling = layout.num_heads, layout.sliding_window or 0, layout.scaling
+        self._run(layer, out)
+        return out
+
+    def _run(self, layer: int, out: torch.Tensor) -> None:
+        self._call.pool = self._pool.addresses[layer]
+        self._call.out = out.data_ptr()
+        self._pool.kernels.attention(self._address)
+
+
+def _packed(tensor: torch.Tensor) -> torch.Tensor:
+    """fp32 with a contiguous last dimension; a copy only where it is neither."""
+    tensor = tensor.float()
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+@memoised
+def load_kernels(cache_dir: Path) -> tuple[Kernels | None, str]:
+    """The library, built if need be; or None and why, in one sentence without a full stop."""
+    try:
+        return Kernels(build(cache_dir)), ""
+    except BuildFailed as failure:
+        return None, str(failure)
+    except OSError as error:
+        return None, f"the compiled kernels cannot be loaded: {error}"

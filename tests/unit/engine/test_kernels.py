@@ -1,0 +1,257 @@
+"""The C++ kernels against plain torch, and against themselves: a row never depends on the rest of the step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sessions.engine.batch import SEQUENCE, Batch
+from sessions.engine.kv_cache import KVCache, LayerLayout
+from sessions.engine.native import build as native_build
+from sessions.engine.native.kernels import Kernels, NativeAttention, NativePool, load_kernels
+from sessions.engine.torch_attention import TorchAttention
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    loaded, reason = load_kernels(tmp_path_factory.mktemp("kernels"))
+    if loaded is None:
+        pytest.skip(reason)
+    return loaded
+
+
+@dataclass
+class Case:
+    """lengths: (start, num_tokens) of each entry; all of a request's tokens have K and V, so any split can be tried."""
+
+    layout: LayerLayout
+    lengths: Sequence[tuple[int, int]]
+    block_size: int = 16
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(len(self.lengths) + self.layout.head_dim)
+        totals = [start + count for start, count in self.lengths]
+        needed = [-(-total // self.block_size) for total in totals]
+        ids = torch.randperm(sum(needed) + 3, generator=self.generator).to(torch.int32).numpy()
+        self.tables = tuple(np.ascontiguousarray(part) for part in np.split(ids[: sum(needed)], np.cumsum(needed)[:-1]))
+        self.cache = KVCache([self.layout], len(ids), self.block_size, self.dtype, torch.device("cpu"))
+        kv = self.layout
+        self.query = [self.random(total, kv.num_heads, kv.head_dim) for total in totals]
+        self.key = [self.random(total, kv.num_kv_heads, kv.head_dim) for total in totals]
+        self.value = [self.random(total, kv.num_kv_heads, kv.value_head_dim) for total in totals]
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    def batch(self, entries: Sequence[tuple[int, int, int]]) -> tuple[Batch, list[torch.Tensor]]:
+        """entries: (request, start, num_tokens), one-token ones first -> batch, and its query, key, value."""
+        row, records = 0, []
+        for request, start, count in entries:
+            records.append((self.tables[request].ctypes.data, row, start, count, 0))
+            row += count
+        parts = [
+            torch.cat([source[r][start : start + count] for r, start, count in entries])
+            for source in (self.query, self.key, self.value)
+        ]
+        nothing = torch.zeros(1, row, dtype=torch.int64)
+        tables = tuple(self.tables[request] for request, _, _ in entries)
+        return Batch(nothing, nothing, nothing[0], np.array(records, SEQUENCE), tables), parts
+
+    def fill(self) -> None:
+        """Everything before each entry's start is in the pool."""
+        for request, (start, _) in enumerate(self.lengths):
+            if start:
+                batch, (q, k, v) = self.batch([(request, 0, start)])
+                TorchAttention(batch, self.cache).attend(0, q, k, v, 1.0, None)
+
+    def native(self, kernels: Kernels, entries: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        batch, (q, k, v) = self.batch(entries)
+        pool = NativePool(kernels, self.cache, 8192)
+        return NativeAttention(pool, batch).attend(0, q, k, v, self.layout.scaling, self.layout.sliding_window)
+
+    def torch(self, entries: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        batch, (q, k, v) = self.batch(entries)
+        attention = TorchAttention(batch, self.cache)
+        return attention.attend(0, q, k, v, self.layout.scaling, self.layout.sliding_window)
+
+    def entries(self) -> list[tuple[int, int, int]]:
+        entries = [(request, start, count) for request, (start, count) in enumerate(self.lengths)]
+        return sorted(entries, key=lambda entry: entry[2] > 1)
+
+
+def layout(heads: int, kv_heads: int, head_dim: int, value_dim: int = 0, window: int | None = None) -> LayerLayout:
+    return LayerLayout(heads, kv_heads, head_dim, value_dim or head_dim, head_dim**-0.5, window)
+
+
+LENGTHS = [(0, 1), (37, 1), (1100, 1), (0, 50), (30, 23), (600, 130)]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(layout(9, 3, 64), LENGTHS),
+        Case(layout(9, 3, 64), [(700, 1)]),
+        Case(layout(4, 4, 8), LENGTHS, block_size=8),
+        Case(layout(4, 1, 80, 96), LENGTHS, block_size=24),
+        Case(layout(8, 2, 20, 8), LENGTHS, block_size=32),
+        Case(layout(48, 1, 256), [(5, 1), (100, 9)]),
+        Case(layout(6, 2, 128, window=7), LENGTHS),
+        Case(layout(6, 2, 16, window=600), [*LENGTHS, (1400, 1), (1300, 140)]),
+        Case(layout(9, 3, 64), LENGTHS, dtype=torch.float16),
+        Case(layout(9, 3, 64), LENGTHS, dtype=torch.bfloat16),
+    ],
+    ids=lambda case: f"{case.layout.num_heads}x{case.layout.head_dim}-{case.block_size}-{case.layout.sliding_window}",
+)
+def test_attention_and_what_it_writes_equal_torch(kernels: Kernels, case: Case) -> None:
+    twin = replace(case)
+    case.fill()
+    twin.fill()
+    want, got = case.torch(case.entries()), twin.native(kernels, twin.entries())
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-4)
+    assert torch.equal(twin.cache.keys[0], case.cache.keys[0])
+    assert torch.equal(twin.cache.values[0], case.cache.values[0])
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_a_row_is_the_same_bit_for_bit_alone_in_chunks_in_a_batch_and_on_any_threads(
+    kernels: Kernels, window: int | None
+) -> None:
+    case = Case(layout(6, 2, 64, window=window), [(0, 1200), (0, 700), (0, 3)])
+    whole = [case.native(kernels, [(request, 0, count)]) for request, (_, count) in enumerate(case.lengths)]
+    together = case.native(kernels, [(0, 1199, 1), (1, 640, 60), (2, 0, 3)])
+    assert torch.equal(together, torch.cat([whole[0][1199:], whole[1][640:], whole[2]]))
+    for start, count in [(0, 5), (5, 123), (128, 400), (528, 671), (1199, 1)]:
+        assert torch.equal(case.native(kernels, [(0, start, count)]), whole[0][start : start + count])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(case.native(kernels, [(0, 1199, 1)]), whole[0][1199:])
+        torch.set_num_threads(7)
+        assert torch.equal(case.native(kernels, [(0, 1100, 100)]), whole[0][1100:])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_garbage_in_slots_nobody_wrote_never_shows(kernels: Kernels) -> None:
+    """A recycled block holds a stranger's numbers past the last token; NaN there is the worst of them."""
+    case = Case(layout(6, 2, 64), [(40, 1), (40, 6)])
+    case.fill()
+    want = case.native(kernels, case.entries())
+    for request, length in enumerate((41, 46)):
+        block, used = case.tables[request][-1], length % 16
+        case.cache.keys[0][block, :, :, used:] = torch.nan
+        case.cache.values[0][block, :, used:] = torch.nan
+    assert torch.equal(case.native(kernels, case.entries()), want)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_add_rms_norm(kernels: Kernels, rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, delta = torch.randn(2, rows, 580, generator=generator)
+    weight = torch.rand(580, generator=generator)
+    want = torch.nn.functional.rms_norm(x + delta, (580,), weight, 1e-5)
+    plain = torch.nn.functional.rms_norm(x, (580,), weight, 1e-5)
+    out = torch.empty_like(x)
+    kernels.add_rms_norm(x, None, weight, out, 1e-5)
+    torch.testing.assert_close(out, plain)
+    expected_sum = x + delta
+    kernels.add_rms_norm(x, delta, weight, out, 1e-5)
+    torch.testing.assert_close(out, want)
+    assert torch.equal(x, expected_sum)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_silu_mul(kernels: Kernels, rows: int) -> None:
+    gate_up = torch.randn(rows, 2 * 309, generator=torch.Generator().manual_seed(1)) * 30
+    gate_up[0, :4] = torch.tensor([0.0, -200.0, 200.0, -88.0])
+    out = torch.empty(rows, 309)
+    kernels.silu_mul(gate_up, out)
+    torch.testing.assert_close(out, torch.nn.functional.silu(gate_up[:, :309]) * gate_up[:, 309:], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope_rotates_q_and_k_and_leaves_v(kernels: Kernels, normed: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    qkv = torch.randn(5, (4 + 2 + 2) * 16, generator=generator)
+    angle = torch.randn(5, 6, generator=generator)
+    cosine, sine = (torch.cat([f(angle), f(angle)], dim=-1) for f in (torch.cos, torch.sin))
+    weights = torch.rand(16, generator=generator), torch.rand(16, generator=generator)
+    heads = qkv.view(5, 8, 16).clone()
+    if normed:
+        heads[:, :4] = torch.nn.functional.rms_norm(heads[:, :4], (16,), weights[0], 1e-6)
+        heads[:, 4:6] = torch.nn.functional.rms_norm(heads[:, 4:6], (16,), weights[1], 1e-6)
+    rotated, rest = heads[:, :6, :12], heads[:, :6, 12:]
+    half = torch.cat([-rotated[..., 6:], rotated[..., :6]], dim=-1)
+    rotated = rotated * cosine[:, None] + half * sine[:, None]
+    want = torch.cat([torch.cat([rotated, rest], dim=-1), heads[:, 6:]], dim=1).reshape(5, -1)
+    kernels.rope(qkv, cosine, sine, (*weights, 1e-6) if normed else None, (4, 2, 16))
+    torch.testing.assert_close(qkv, want, atol=1e-6, rtol=1e-5)
+
+
+def test_limits(kernels: Kernels) -> None:
+    def pool(kv: LayerLayout, block_size: int = 16) -> KVCache:
+        return KVCache([kv], 2, block_size, torch.float32, torch.device("cpu"))
+
+    assert kernels.can_attend(pool(layout(9, 3, 64)))
+    assert not kernels.can_attend(pool(layout(9, 3, 64), block_size=4))
+    assert not kernels.can_attend(pool(layout(9, 3, 64, 20)))
+    assert not kernels.can_attend(pool(layout(9, 3, 512)))
+    assert not kernels.can_attend(pool(layout(49, 1, 64)))
+
+
+def test_a_build_is_kept_and_found_again(tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = native_build.build(tmp_path)
+    written = path.stat().st_mtime_ns
+    assert native_build.build(tmp_path) == path
+    assert path.stat().st_mtime_ns == written
+    assert list(path.parent.iterdir()) == [path]
+    monkeypatch.setattr(native_build, "FLAGS", (*native_build.FLAGS, "-DOTHER"))
+    assert native_build.build(tmp_path) != path
+
+
+def test_no_compiler_is_a_reason_and_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert load_kernels(tmp_path) == (None, "there is no C++ compiler (c++, g++ or clang++) on this machine")
+
+
+def test_a_compiler_that_fails_is_a_reason_and_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\ncase "$*" in *-dM*) exit 0;; esac\necho no such target >&2\nexit 1\n')
+    broken.chmod(0o700)
+    monkeypatch.setenv("CXX", str(broken))
+    assert load_kernels(tmp_path) == (None, "the compiler failed: no such target")
+    assert list((tmp_path / "native").iterdir()) == []
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 576, 960), (5, 33, 17), (64, 1536, 576), (300, 20, 40)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_int8_linear(kernels: Kernels, rows: int, inputs: int, outputs: int, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(outputs, inputs, generator=generator)
+    bias = torch.randn(outputs, generator=generator) if with_bias else None
+    x = torch.randn(rows, inputs, generator=generator) * torch.rand(rows, 1, generator=generator)
+    x[0, 0] = 100.0  # an outlier, as real activations have
+    packed = kernels.pack_int8(weight, bias)
+    got = kernels.linear_int8(x, packed)
+    scales, exact_bias = packed.scales[:outputs, None], None if bias is None else bias.double()
+    exact = torch.nn.functional.linear(x.double(), ((weight / scales).round() * scales).double(), exact_bias)
+    assert (got - exact).norm() / exact.norm() < 2e-3, "only the rounding of activations may differ"
+    alone = torch.cat([kernels.linear_int8(row[None], packed) for row in x])
+    assert torch.equal(alone, got)
+
+
+def test_int8_linear_cannot_overflow(kernels: Kernels) -> None:
+    inputs = 12_000
+    packed = kernels.pack_int8(torch.ones(16, inputs), None)
+    got = kernels.linear_int8(torch.ones(1, inputs), packed)
+    torch.testing.assert_close(got, torch.full((1, 16), float(inputs)), rtol=1e-3, atol=0)
+
+
+def test_int8_linear_of_zeros(kernels: Kernels) -> None:
+    packed = kernels.pack_int8(torch.zeros(3, 8), torch.tensor([1.0, 2.0, 3.0]))
+    assert kernels.linear_int8(torch.zeros(2, 8), packed).tolist() == [[1.0, 2.0, 3.0]] * 2
