@@ -155,7 +155,7 @@ class Publisher:
         is_writable_again = beat.writable and not self.is_writable
         self._generation = beat.generation or self._generation
         self._note_writable(beat.writable)
-        if now >= self._resync_at:
+        if is_other_data or is_writable_again or beat.joined or now >= self._resync_at:
             self._ledger.lost_claims()
         if self.is_writable and (resynced := self._ledger.begin_resync()):
             self._resync(resynced, now)
@@ -191,7 +191,7 @@ class Publisher:
         if self._attempt(lambda: self._trie.insert(namespace, chain.blocks, chain.incarnation, ttl_s=ttl_s)):
             self.num_published += 1
         else:
-            pass
+            self._ledger.lost_claims()
 
     def _cut(self, cut: Cut) -> None:
         namespace = namespace_of(cut.root)

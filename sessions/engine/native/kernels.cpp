@@ -94,6 +94,11 @@ inline v8 exp8(v8 x) {
     return underflow ? splat(0.0f) : scaled;
 }
 
+template <class E>
+inline void prefetch(const E* from, int64_t count) {
+    for (const char *p = (const char*)from, *end = (const char*)(from + count); p < end; p += 64) __builtin_prefetch(p);
+}
+
 inline float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 inline float max8(v8 v) {
@@ -289,6 +294,14 @@ void attend_partition(const AttentionCall& call, const Task& task, const float* 
                 const typename T::type* k =
                     (const typename T::type*)pool.keys + (block * pool.kv_heads + task.kv_head) * key_stride + offset;
                 const int width = offset + 2 * LANES <= bs && j + 2 * LANES <= padded ? 2 * LANES : LANES;
+                if (r0 == 0 && offset == 0) {  // blocks lie anywhere: no hardware prefetcher finds the next one
+                    prefetch((const typename T::type*)pool.values +
+                                 (block * pool.kv_heads + task.kv_head) * value_stride, value_stride);
+                    if (position + bs < end)
+                        prefetch((const typename T::type*)pool.keys +
+                                     (seq.block_table[position / bs + 1] * (int64_t)pool.kv_heads + task.kv_head) *
+                                         key_stride, key_stride);
+                }
                 float* out = scores + r0 * TILE_KEYS + j;
                 const float* from = q + r0 * hd;
                 switch (rows) {
@@ -463,7 +476,9 @@ void attend(const AttentionCall& call) {
 
 // sum over pairs: result[c] += a[2c] * b[2c] + a[2c + 1] * b[2c + 1], 32-bit
 inline v8i multiply_add_pairs(v8i sum, v16s a, v16s b) {
-#if defined(__AVX2__)
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return (v8i)_mm256_dpwssd_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__)
     return sum + (v8i)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
     for (int c = 0; c < LANES; c++) sum[c] += (int32_t)a[2 * c] * b[2 * c] + (int32_t)a[2 * c + 1] * b[2 * c + 1];
@@ -472,6 +487,9 @@ inline v8i multiply_add_pairs(v8i sum, v16s a, v16s b) {
 }
 
 inline v16s widen(const int8_t* p) {
+#if defined(__AVX2__)
+    return (v16s)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+#endif
     v16b narrow;
     memcpy(&narrow, p, sizeof narrow);
     return __builtin_convertvector(narrow, v16s);

@@ -1,4 +1,4 @@
-"""Servers to break: a Valkey that can be killed, frozen and restarted on its port; one that says anything."""
+"""Servers to break: a Valkey that can be killed, frozen and restarted on its port; one far away; rubbish."""
 
 import asyncio
 import contextlib
@@ -83,23 +83,34 @@ class ValkeyServer:
 @contextlib.contextmanager
 def scripted_server(port: int, answer: Callable[[bytes], bytes], *, pause_s: float = 0.0) -> Iterator[None]:
     """A TCP server on `port` that says `answer(what it received)`; with a pause, byte by byte."""
+
+    def serve(connection: socket.socket) -> None:
+        while received := connection.recv(65536):
+            reply = answer(received)
+            for piece in [reply[i : i + 1] for i in range(len(reply))] if pause_s else [reply]:
+                connection.sendall(piece)
+                time.sleep(pause_s)
+
+    with _serving(port, serve):
+        yield
+
+
+@contextlib.contextmanager
+def _serving(port: int, serve: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A TCP server on `port` with a thread for each connection, which it ends together with itself."""
     listener = socket.create_server(("127.0.0.1", port))
     open_connections: list[socket.socket] = []
 
-    def serve(connection: socket.socket) -> None:
+    def serve_one(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while received := connection.recv(65536):
-                reply = answer(received)
-                for piece in [reply[i : i + 1] for i in range(len(reply))] if pause_s else [reply]:
-                    connection.sendall(piece)
-                    time.sleep(pause_s)
+            serve(connection)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()
                 open_connections.append(connection)
-                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+                threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
@@ -109,5 +120,38 @@ def scripted_server(port: int, answer: Callable[[bytes], bytes], *, pause_s: flo
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         for connection in open_connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
             connection.close()
         thread.join(5)
+
+
+class DistantServer(ValkeyServer):
+    """A real server, and `url` leads to it over a road on which commands take `delay_s`. `port` is the server's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delay_s = 0.0
+        self._road_port = free_port()
+        self._road = contextlib.ExitStack()
+        self.url = f"redis://127.0.0.1:{self._road_port}"
+
+    def start(self) -> None:
+        super().start()
+        self._road.enter_context(_serving(self._road_port, self._carry))
+
+    def kill(self) -> None:
+        self._road.close()
+        super().kill()
+
+    def _carry(self, connection: socket.socket) -> None:
+        with socket.create_connection(("127.0.0.1", self.port)) as server:
+            threading.Thread(target=self._carry_back, args=(server, connection), daemon=True).start()
+            while received := connection.recv(65536):
+                time.sleep(self.delay_s)
+                server.sendall(received)
+
+    def _carry_back(self, server: socket.socket, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while received := server.recv(65536):
+                connection.sendall(received)

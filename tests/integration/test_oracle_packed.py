@@ -1,0 +1,92 @@
+"""Packed weights: an answer is the same tokens however it is computed. The reference is the engine's own cold answer.
+
+Rounding makes it another answer than fp32's here and there; it must not make it two answers.
+"""
+
+import gc
+import weakref
+from typing import Any, Literal
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sessions.engine.linear import can_pack
+from sessions.engine.loader import LoadedModel, prepare_model
+from sessions.engine.native.kernels import load_kernels
+from tests.oracle import (
+    SERVED,
+    Bench,
+    ColdOracle,
+    assert_choices_are_right,
+    assert_cold_warm_and_beside_strangers,
+    assert_forks_are_right,
+    assert_right,
+    assert_right_at_every_cached_length,
+    assert_right_in_trouble,
+    block_size_of,
+    cache_dir,
+    tiny_families,
+    tiny_model,
+    tiny_prompts,
+)
+
+KINDS = ["llama", "qwen3", "gemma3_text", "gpt2", "opt"]
+"""The lean forward, with and without head norms; a sliding window; transposed weights; biases."""
+
+Quantized = Literal["fp16", "int8"]
+
+
+def prepare(model: Any, quantization: Quantized, kv_dtype: torch.dtype) -> LoadedModel:
+    kernels, reason = load_kernels(cache_dir())
+    if kernels is None or not can_pack():
+        pytest.skip(reason or "this build of torch has no packed linears")
+    return prepare_model(model, kernels, quantization, kv_dtype)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantization", ["fp16", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_answer(kind: str, quantization: Quantized, kv_dtype: torch.dtype) -> None:
+    loaded = prepare(tiny_model(kind, SERVED[kind]), quantization, kv_dtype)
+    oracle = ColdOracle(loaded)
+    kin = tiny_families(block_size_of(loaded))[1::3]
+    oracle.learn(tiny_prompts() + [prompt for family in kin for prompt in family.prompts])
+    assert_cold_warm_and_beside_strangers(oracle, loaded, tiny_prompts())
+    assert_right_at_every_cached_length(oracle, loaded, tiny_prompts())
+    assert_right_in_trouble(oracle, loaded, tiny_prompts())
+    for family in kin:
+        assert_forks_are_right(oracle, loaded, family)
+        assert_choices_are_right(oracle, loaded, family.parent)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["fp16", "int8"])
+def test_one_answer_of_the_default_model_past_a_partition(quantization: Quantized) -> None:
+    """Prompts longer than the 512 keys the kernel sums at a time, so that partial sums are merged."""
+    from sessions.model_folder import resolve_model
+
+    folder = resolve_model("default", cache_dir(), lambda _: None)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.float32)
+    loaded = prepare(model.eval(), quantization, torch.float16)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(3, 40_000, (length,), generator=generator).tolist() for length in (700, 33)]
+    prompts.append([*prompts[0][:530], *prompts[1]])
+    oracle = ColdOracle(loaded)
+    oracle.learn(prompts)
+    for config in ({"num_blocks": 400}, {"max_num_batched_tokens": 48, "num_blocks": 120}):
+        bench = Bench(loaded, **config)
+        for _ in range(2):
+            assert_right(oracle, bench.run(*prompts))
+
+
+@pytest.mark.parametrize("quantization", ["fp16", "int8"])
+def test_packed_weights_let_the_originals_go(quantization: Quantized) -> None:
+    model = tiny_model("llama", {"tie_word_embeddings": False})
+    head = weakref.ref(model.lm_head.weight)
+    loaded = prepare(model, quantization, torch.float32)
+    del model
+    gc.collect()
+    assert loaded.quantization == quantization
+    assert head() is None
