@@ -1,14 +1,20 @@
 """The command `anaphora` (also `python -m proxy`). Heavy imports wait for a command: `--help` is instant."""
 
 import errno
+import gc
 import importlib.metadata
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from proxy.options import load_settings, settings_options
 from proxy.settings import Settings
+
+if TYPE_CHECKING:
+    from sessions.service import ChatService
+    from sessions.startup import ServiceOptions
 
 
 @click.group(context_settings={"max_content_width": 120})
@@ -43,12 +49,25 @@ def _run(settings: Settings) -> None:
         click.echo(f"Loading the model '{settings.model}' …", err=True)
         from proxy.server import Server
 
-        server = Server(settings)
+        server = Server(settings, open_and_freeze)
         server.run(sockets=[bound])
     if server.refusal is not None:
         raise click.ClickException(str(server.refusal))
     if not server.started:
         sys.exit(1)
+
+
+async def open_and_freeze(options: "ServiceOptions") -> "ChatService":
+    """Open the service, then take all that start-up made out of the garbage collector's sight.
+
+    A full collection over torch and transformers (half a million objects) stops every thread for some 300 ms.
+    """
+    from sessions.startup import open_service
+
+    service = await open_service(options)
+    gc.collect()
+    gc.freeze()
+    return service
 
 
 def bind(host: str, port: int) -> socket.socket:

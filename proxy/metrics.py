@@ -54,7 +54,7 @@ STAT_METRICS = (
     StatMetric("index_dropped", "counter", "Events for the Redis trie dropped from a full queue."),
     StatMetric("index_elsewhere_tokens", "counter", "Prompt tokens that only another replica holds, as Redis says."),
 )
-INDEX_STATES = ("redis", "embedded", "off", "read_only", "down")
+INDEX_STATES = ("redis", "embedded", "off", "read_only", "connecting", "down")
 
 
 class StatsCollector(Collector):

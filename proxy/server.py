@@ -23,7 +23,6 @@ from proxy.settings import Settings
 from sessions.errors import Draining, SessionError
 from sessions.service import ChatService
 from sessions.startup import ServiceOptions, open_service
-from sessions.types import Stats
 
 _logger = structlog.get_logger("anaphora")
 
@@ -107,22 +106,16 @@ class Server(uvicorn.Server):
                 address=f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1",
                 model=service.model_id,
                 max_model_len=service.max_model_len,
-                index=index_state(service.stats()),
+                index=service.readiness().index,
             )
 
     def _watch_index(self, service: ChatService) -> None:
         """The index itself logs when it comes up or goes down, but not that it never came up."""
-        state = index_state(service.stats())
+        state = service.readiness().index
         if state == "connecting" and not self.should_exit:
             asyncio.get_running_loop().call_later(_INDEX_POLL_S, self._watch_index, service)
         elif state == "down":
             _logger.warning("index is down at start, reuse is from the pool alone")
-
-
-def index_state(stats: Stats) -> str:
-    """`down` before any call has failed only means that the first one is under way."""
-    is_first_call = stats.index_state == "down" and not stats.index_errors
-    return "connecting" if is_first_call else stats.index_state
 
 
 def _service_options(settings: Settings) -> ServiceOptions:

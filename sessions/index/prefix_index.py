@@ -22,7 +22,7 @@ from sessions.types import BlockHash
 log = structlog.get_logger(__name__)
 
 IndexMode = Literal["auto", "redis", "embedded", "off"]
-IndexState = Literal["redis", "embedded", "read_only", "down", "off"]
+IndexState = Literal["redis", "embedded", "read_only", "connecting", "down", "off"]
 """redis, embedded: well, and whose. read_only: answers but refuses writes, so others' claims are seen and ours wait."""
 
 
@@ -87,7 +87,7 @@ class PrefixIndex:
         if self._publisher is None or self._publisher.is_unsupported or not self._is_started:
             return "off"
         if not self._publisher.is_up:
-            return "down"
+            return "down" if self._publisher.num_errors else "connecting"
         if not self._publisher.is_writable:
             return "read_only"
         return "embedded" if self._embedded else "redis"
