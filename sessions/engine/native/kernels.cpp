@@ -96,7 +96,7 @@ inline v8 exp8(v8 x) {
 
 template <class E>
 inline void prefetch(const E* from, int64_t count) {
-    for (const char *p = (const char*)from, *end = (const char*)(from + count); p < end; p += 64) __builtin_prefetch(p);
+    for (const char *p = (const char*)from, *end = (const char*)(from + count); p < end; p += 64) __builtin_prefetch(p, 0, 2);
 }
 
 inline float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
@@ -146,60 +146,57 @@ namespace {
 
 // -- attention --
 
-template <int R, class T>
-inline void scores_of(const float* q, int head_dim, const typename T::type* k, int block_size, int width, float* out) {
-    // q [R, head_dim], k [head_dim, block_size] -> out [R, TILE_KEYS] columns [0, width); width is 16 or 8
-    v8 a[R], b[R];
-    for (int r = 0; r < R; r++) a[r] = b[r] = splat(0);
-    if (width == 2 * LANES) {
-        for (int d = 0; d < head_dim; d++) {
-            v8 k0 = T::load8(k + (int64_t)d * block_size), k1 = T::load8(k + (int64_t)d * block_size + LANES);
-            for (int r = 0; r < R; r++) {
-                v8 x = splat(q[r * head_dim + d]);
-                a[r] += x * k0;
-                b[r] += x * k1;
-            }
+template <int R, int W, class T>
+inline void scores_of(const float* q, int head_dim, const typename T::type* const* k, int64_t stride, float* out) {
+    // q [R, head_dim]; k: W columns of 8 keys, [head_dim] apart by stride -> out [R, TILE_KEYS], 8 W columns
+    v8 sum[R][W];
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) sum[r][w] = splat(0);
+    for (int d = 0; d < head_dim; d++) {
+        v8 key[W];
+        for (int w = 0; w < W; w++) key[w] = T::load8(k[w] + d * stride);
+        for (int r = 0; r < R; r++) {
+            v8 x = splat(q[r * head_dim + d]);
+            for (int w = 0; w < W; w++) sum[r][w] += x * key[w];
         }
-        for (int r = 0; r < R; r++) { store(out + r * TILE_KEYS, a[r]); store(out + r * TILE_KEYS + LANES, b[r]); }
-    } else {
-        for (int d = 0; d < head_dim; d++) {
-            v8 k0 = T::load8(k + (int64_t)d * block_size);
-            for (int r = 0; r < R; r++) a[r] += splat(q[r * head_dim + d]) * k0;
-        }
-        for (int r = 0; r < R; r++) store(out + r * TILE_KEYS, a[r]);
     }
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) store(out + r * TILE_KEYS + w * LANES, sum[r][w]);
+}
+
+template <int R, int W, class T>
+inline void weigh_values(const float* p, const typename T::type* v, int64_t value_dim, int num_keys, float* out) {
+    // p [R, TILE_KEYS], v [num_keys, value_dim] -> out [R, MAX_HEAD_DIM] += p v, 8 W columns
+    v8 sum[R][W];
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) sum[r][w] = load(out + r * MAX_HEAD_DIM + w * LANES);
+    for (int j = 0; j < num_keys; j++) {
+        v8 value[W];
+        for (int w = 0; w < W; w++) value[w] = T::load8(v + j * value_dim + w * LANES);
+        for (int r = 0; r < R; r++) {
+            v8 x = splat(p[r * TILE_KEYS + j]);
+            for (int w = 0; w < W; w++) sum[r][w] += x * value[w];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) store(out + r * MAX_HEAD_DIM + w * LANES, sum[r][w]);
+}
+
+// Few rows take more columns at once: enough independent sums to keep the multipliers busy, still within registers.
+template <int R, class T>
+void score_rows(const float* q, int head_dim, const typename T::type* const* k, int columns, int64_t stride, float* out) {
+    constexpr int WIDE = R <= 3 ? 4 : 2;
+    int w = 0;
+    for (; w + WIDE <= columns; w += WIDE) scores_of<R, WIDE, T>(q, head_dim, k + w, stride, out + w * LANES);
+    for (; w < columns; w++) scores_of<R, 1, T>(q, head_dim, k + w, stride, out + w * LANES);
 }
 
 template <int R, class T>
-inline void weigh_values(const float* p, const typename T::type* v, int value_dim, int num_keys, int column, float* out) {
-    // p [R, TILE_KEYS], v [num_keys, value_dim] -> out [R, MAX_HEAD_DIM] columns [column, column + 16 or 8)
-    v8 a[R], b[R];
-    if (column + 2 * LANES <= value_dim) {
-        for (int r = 0; r < R; r++) {
-            a[r] = load(out + r * MAX_HEAD_DIM + column);
-            b[r] = load(out + r * MAX_HEAD_DIM + column + LANES);
-        }
-        for (int j = 0; j < num_keys; j++) {
-            const typename T::type* at = v + (int64_t)j * value_dim + column;
-            v8 v0 = T::load8(at), v1 = T::load8(at + LANES);
-            for (int r = 0; r < R; r++) {
-                v8 x = splat(p[r * TILE_KEYS + j]);
-                a[r] += x * v0;
-                b[r] += x * v1;
-            }
-        }
-        for (int r = 0; r < R; r++) {
-            store(out + r * MAX_HEAD_DIM + column, a[r]);
-            store(out + r * MAX_HEAD_DIM + column + LANES, b[r]);
-        }
-    } else {
-        for (int r = 0; r < R; r++) a[r] = load(out + r * MAX_HEAD_DIM + column);
-        for (int j = 0; j < num_keys; j++) {
-            v8 v0 = T::load8(v + (int64_t)j * value_dim + column);
-            for (int r = 0; r < R; r++) a[r] += splat(p[r * TILE_KEYS + j]) * v0;
-        }
-        for (int r = 0; r < R; r++) store(out + r * MAX_HEAD_DIM + column, a[r]);
-    }
+void weigh_rows(const float* p, const typename T::type* v, int value_dim, int num_keys, float* out) {
+    constexpr int WIDE = (R <= 3 ? 4 : 2) * LANES;
+    int c = 0;
+    for (; c + WIDE <= value_dim; c += WIDE) weigh_values<R, WIDE / LANES, T>(p, v + c, value_dim, num_keys, out + c);
+    for (; c < value_dim; c += LANES) weigh_values<R, 1, T>(p, v + c, value_dim, num_keys, out + c);
 }
 
 // Softmax state of a task's rows over the keys seen so far.
@@ -270,6 +267,7 @@ inline void soften(Running& run, float* scores, int r, int64_t first_key, int wi
 template <class T>
 void attend_partition(const AttentionCall& call, const Task& task, const float* q, int num_rows, int64_t begin,
                       int64_t end, Running& run) {
+    typedef typename T::type element;
     const LayerPool& pool = *call.pool;
     const int group = call.q_heads / pool.kv_heads, bs = pool.block_size, hd = pool.head_dim, vd = pool.value_dim;
     const Sequence& seq = *task.sequence;
@@ -284,57 +282,50 @@ void attend_partition(const AttentionCall& call, const Task& task, const float* 
     }
     for (int64_t tile = begin; tile < end; tile += TILE_KEYS) {
         const int num_keys = (int)(end - tile < TILE_KEYS ? end - tile : TILE_KEYS);
-        const int padded = (num_keys + LANES - 1) / LANES * LANES;
+        const int columns = (num_keys + LANES - 1) / LANES;
+        const element* k[TILE_KEYS / LANES];
+        for (int w = 0; w < columns; w++) {
+            const int64_t position = tile + w * LANES, block = seq.block_table[position / bs];
+            k[w] = (const element*)pool.keys + (block * pool.kv_heads + task.kv_head) * key_stride + position % bs;
+        }
+        if (tile + TILE_KEYS < end)  // blocks lie anywhere: no hardware prefetcher finds the next tile's
+            for (int64_t position = tile + TILE_KEYS; position < end && position < tile + 2 * TILE_KEYS; position += bs) {
+                const int64_t place = seq.block_table[position / bs] * (int64_t)pool.kv_heads + task.kv_head;
+                prefetch((const element*)pool.keys + place * key_stride, key_stride);
+                prefetch((const element*)pool.values + place * value_stride, value_stride);
+            }
         for (int r0 = 0; r0 < num_rows; r0 += ROW_GROUP) {
             const int rows = num_rows - r0 < ROW_GROUP ? num_rows - r0 : ROW_GROUP;
-            for (int j = 0; j < padded;) {
-                const int64_t position = tile + j;
-                const int offset = (int)(position % bs);
-                const int64_t block = seq.block_table[position / bs];
-                const typename T::type* k =
-                    (const typename T::type*)pool.keys + (block * pool.kv_heads + task.kv_head) * key_stride + offset;
-                const int width = offset + 2 * LANES <= bs && j + 2 * LANES <= padded ? 2 * LANES : LANES;
-                if (r0 == 0 && offset == 0) {  // blocks lie anywhere: no hardware prefetcher finds the next one
-                    prefetch((const typename T::type*)pool.values +
-                                 (block * pool.kv_heads + task.kv_head) * value_stride, value_stride);
-                    if (position + bs < end)
-                        prefetch((const typename T::type*)pool.keys +
-                                     (seq.block_table[position / bs + 1] * (int64_t)pool.kv_heads + task.kv_head) *
-                                         key_stride, key_stride);
-                }
-                float* out = scores + r0 * TILE_KEYS + j;
-                const float* from = q + r0 * hd;
-                switch (rows) {
-                    case 1: scores_of<1, T>(from, hd, k, bs, width, out); break;
-                    case 2: scores_of<2, T>(from, hd, k, bs, width, out); break;
-                    case 3: scores_of<3, T>(from, hd, k, bs, width, out); break;
-                    case 4: scores_of<4, T>(from, hd, k, bs, width, out); break;
-                    case 5: scores_of<5, T>(from, hd, k, bs, width, out); break;
-                    default: scores_of<6, T>(from, hd, k, bs, width, out);
-                }
-                j += width;
+            float* out = scores + r0 * TILE_KEYS;
+            const float* from = q + r0 * hd;
+            switch (rows) {
+                case 1: score_rows<1, T>(from, hd, k, columns, bs, out); break;
+                case 2: score_rows<2, T>(from, hd, k, columns, bs, out); break;
+                case 3: score_rows<3, T>(from, hd, k, columns, bs, out); break;
+                case 4: score_rows<4, T>(from, hd, k, columns, bs, out); break;
+                case 5: score_rows<5, T>(from, hd, k, columns, bs, out); break;
+                default: score_rows<6, T>(from, hd, k, columns, bs, out);
             }
             for (int r = r0; r < r0 + rows; r++) {
                 const int64_t position = first_position + r / group;
                 const int64_t low = call.window ? position - call.window + 1 : 0;
-                soften(run, scores, r, tile, padded, low, position + 1, vd);
+                soften(run, scores, r, tile, columns * LANES, low, position + 1, vd);
             }
             for (int j = 0; j < num_keys;) {  // unwritten slots past num_keys are never read: 0 * NaN is NaN
-                const int64_t position = tile + j;
+                const int64_t position = tile + j, block = seq.block_table[position / bs];
                 const int offset = (int)(position % bs);
-                const int64_t block = seq.block_table[position / bs];
-                const typename T::type* v = (const typename T::type*)pool.values +
-                                            (block * pool.kv_heads + task.kv_head) * value_stride + (int64_t)offset * vd;
+                const element* v = (const element*)pool.values +
+                                   (block * pool.kv_heads + task.kv_head) * value_stride + (int64_t)offset * vd;
                 const int count = bs - offset < num_keys - j ? bs - offset : num_keys - j;
                 const float* p = scores + r0 * TILE_KEYS + j;
-                float* out = run.sum + r0 * MAX_HEAD_DIM;
-                for (int c = 0; c < vd; c += c + 2 * LANES <= vd ? 2 * LANES : LANES) switch (rows) {
-                    case 1: weigh_values<1, T>(p, v, vd, count, c, out); break;
-                    case 2: weigh_values<2, T>(p, v, vd, count, c, out); break;
-                    case 3: weigh_values<3, T>(p, v, vd, count, c, out); break;
-                    case 4: weigh_values<4, T>(p, v, vd, count, c, out); break;
-                    case 5: weigh_values<5, T>(p, v, vd, count, c, out); break;
-                    default: weigh_values<6, T>(p, v, vd, count, c, out);
+                float* sum = run.sum + r0 * MAX_HEAD_DIM;
+                switch (rows) {
+                    case 1: weigh_rows<1, T>(p, v, vd, count, sum); break;
+                    case 2: weigh_rows<2, T>(p, v, vd, count, sum); break;
+                    case 3: weigh_rows<3, T>(p, v, vd, count, sum); break;
+                    case 4: weigh_rows<4, T>(p, v, vd, count, sum); break;
+                    case 5: weigh_rows<5, T>(p, v, vd, count, sum); break;
+                    default: weigh_rows<6, T>(p, v, vd, count, sum);
                 }
                 j += count;
             }
