@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     max_num_waiting: CountOrOff = Field(
         256, description="Choices that wait for their first run; past it, 429; 0 means no limit."
     )
+    num_draft_tokens: int = Field(
+        3, description="Guessed tokens verified per step while few requests run; 0 turns speculation off.", ge=0, le=16
+    )
     stable_first: bool = Field(
         False,
         description="Leading system parts marked with `prompt_cache_breakpoint` go before unmarked ones.",

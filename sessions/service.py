@@ -210,6 +210,8 @@ class ChatService:
             prompt_tokens=scheduler.num_prompt_tokens,
             generation_tokens=scheduler.num_generated_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_draft_tokens=scheduler.drafter.num_draft_tokens,
+            num_accepted_tokens=scheduler.drafter.num_accepted_tokens,
             num_evicted_blocks=pool.num_evicted_blocks,
             num_steps=self.engine.num_steps,
             index_state=index.state,

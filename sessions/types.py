@@ -140,10 +140,13 @@ class Stats:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    """Guesses verified, and how many of them were right (`num_accepted_tokens`)."""
+    num_accepted_tokens: int = 0
     num_evicted_blocks: int = 0
     num_steps: int = 0
     index_state: str = "off"
-    """redis | embedded | off, or `down` while the circuit breaker is open."""
+    """redis | embedded | off; read_only while writes are refused, connecting until first heard, else `down`."""
     index_errors: int = 0
     index_lookups: int = 0
     index_resyncs: int = 0

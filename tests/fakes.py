@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 
 from sessions.engine.block_table import BlockTable
 from sessions.engine.config import EngineConfig
-from sessions.engine.schedule import Schedule
+from sessions.engine.schedule import Schedule, Scheduled
 from sessions.hashing import RootFields
 from sessions.service import ChatService, IndexOptions, ServiceParts
 from sessions.tokenizer import Tokenizer
@@ -34,19 +34,25 @@ class FakeRunner:
         self.slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
         self.num_computed_tokens = 0
 
-    def execute(self, schedule: Schedule) -> list[int]:
+    def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
         size = self.block_size
         copied = [self.slots[s.id * size : (s.id + 1) * size] for s, _ in schedule.copies]
         for (_, destination), content in zip(schedule.copies, copied, strict=True):
             self.slots[destination.id * size : (destination.id + 1) * size] = content
         for entry in schedule.entries:
-            for position in range(entry.start, entry.start + entry.num_tokens):
-                self.slots[self._slot(entry.request.block_table, position)] = (
-                    position,
-                    entry.request.token_ids[position],
-                )
-            self.num_computed_tokens += entry.num_tokens
-        return [self._sample(e.request.block_table, e.start + e.num_tokens) for e in schedule.entries if e.samples]
+            token_ids = [*entry.request.token_ids[entry.start : entry.start + entry.num_tokens], *entry.drafts]
+            for position, token_id in enumerate(token_ids, entry.start):
+                self.slots[self._slot(entry.request.block_table, position)] = (position, token_id)
+            self.num_computed_tokens += entry.num_rows
+        return [self._verify(entry) for entry in schedule.entries if entry.samples]
+
+    def _verify(self, entry: Scheduled) -> tuple[int, ...]:
+        """One token after the known ones, and one after every draft that was right."""
+        known = entry.start + entry.num_tokens
+        drawn = [self._sample(entry.request.block_table, known)]
+        while len(drawn) <= len(entry.drafts) and drawn[-1] == entry.drafts[len(drawn) - 1]:
+            drawn.append(self._sample(entry.request.block_table, known + len(drawn)))
+        return tuple(drawn)
 
     def _sample(self, block_table: BlockTable, num_tokens: int) -> int:
         seen = []

@@ -17,7 +17,7 @@ import torch
 
 from sessions.engine.block_table import Ids
 from sessions.engine.request import Request
-from sessions.engine.schedule import Scheduled
+from sessions.engine.schedule import Draw, Scheduled
 
 SEQUENCE = np.dtype(
     [("block_table", np.uint64), ("row", np.int32), ("start", np.int32), ("num_tokens", np.int32), ("unused", np.int32)]
@@ -31,8 +31,7 @@ class Batch:
 
     input_ids, positions: [1, T] int64. logit_rows: [S] int64. sequences: [E] SEQUENCE, one-token entries first.
     block_tables: [E] views of the block ids, which also keep the memory that `sequences` points to.
-    sampled: the S requests in the order of `logit_rows`; `sampled_order`: where each stands among the schedule's
-    sampling entries.
+    sampled: what each of the S rows draws, in the order of `logit_rows`, an entry's rows together and in order.
     """
 
     input_ids: torch.Tensor
@@ -40,28 +39,28 @@ class Batch:
     logit_rows: torch.Tensor
     sequences: npt.NDArray[np.void]
     block_tables: tuple[Ids, ...]
-    sampled: tuple[Request, ...] = ()
-    sampled_order: tuple[int, ...] = ()
+    sampled: tuple[Draw, ...] = ()
 
 
 def build_batch(entries: Sequence[Scheduled], device: torch.device) -> Batch:
     """Pack a step. `entries` is not empty; every entry has its blocks."""
-    order = sorted(range(len(entries)), key=lambda index: entries[index].num_tokens > 1)
-    sampling_rank = np.cumsum([entry.samples for entry in entries]) - 1
+    order = sorted(range(len(entries)), key=lambda index: entries[index].num_rows > 1)
     input_ids: list[int] = []
     positions, tables, records = [], [], []
-    logit_rows, sampled, sampled_order = [], [], []
+    logit_rows: list[int] = []
+    sampled: list[Draw] = []
     for index in order:
         entry = entries[index]
         request, end = entry.request, entry.start + entry.num_tokens
-        records.append((request.block_table.address, len(input_ids), entry.start, entry.num_tokens, 0))
+        records.append((request.block_table.address, len(input_ids), entry.start, entry.num_rows, 0))
         tables.append(request.block_table.ids)
         input_ids += request.token_ids[entry.start : end]
-        positions.append(np.arange(entry.start, end))
+        input_ids += entry.drafts
+        positions.append(np.arange(entry.start, end + len(entry.drafts)))
         if entry.samples:
-            logit_rows.append(len(input_ids) - 1)
-            sampled.append(request)
-            sampled_order.append(int(sampling_rank[index]))
+            num_draws = 1 + len(entry.drafts)
+            logit_rows += range(len(input_ids) - num_draws, len(input_ids))
+            sampled += [Draw(index, request, entry.drafts[:count]) for count in range(num_draws)]
 
     def tensor(values: npt.NDArray[np.int64] | list[int]) -> torch.Tensor:
         return torch.from_numpy(np.asarray(values, np.int64)).to(device, non_blocking=True)
@@ -73,5 +72,4 @@ def build_batch(entries: Sequence[Scheduled], device: torch.device) -> Batch:
         sequences=np.array(records, SEQUENCE),
         block_tables=tuple(tables),
         sampled=tuple(sampled),
-        sampled_order=tuple(sampled_order),
     )

@@ -5,6 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from sessions.types import BlockHash, BlockId
 
+_NEIGHBOURS = 8
+"""Children looked at for one that goes on: equal partial tails of several requests may stand before it."""
+
 
 class Block:
     """One block of the pool. Read anywhere; changed by `BlockPool` only."""
@@ -67,6 +70,18 @@ class Children:
         for index in (position, position - 1):
             if 0 <= index < len(self._entries):
                 yield self._entries[index][2]
+
+    def extending(self, token_ids: tuple[int, ...]) -> Block | None:
+        """A child whose tokens begin with `token_ids`, and if it can be, are more or fill a block."""
+        position = bisect_left(self._entries, (token_ids,))
+        best: Block | None = None
+        for tokens, _, block in self._entries[position : position + _NEIGHBOURS]:
+            if tokens[: len(token_ids)] != token_ids:
+                break
+            if len(tokens) > len(token_ids) or block.is_full:
+                return block
+            best = block
+        return best
 
     def longest_common_prefix(self, token_ids: tuple[int, ...]) -> tuple[Block | None, int]:
         """The child sharing most leading tokens with `token_ids`, and how many; (None, 0) if no child shares any."""

@@ -99,6 +99,20 @@ class BlockPool:
             return Match(blocks, None, 0)
         return Match(blocks, *children.longest_common_prefix(rest))
 
+    def continuation(self, root: BlockHash, parent: Block | None, tail: tuple[int, ...], limit: int) -> tuple[int, ...]:
+        """Up to `limit` tokens stored after `parent`'s block and `tail`; one branch of many. Changes nothing."""
+        found: tuple[int, ...] = ()
+        while len(found) < limit:
+            children = self._roots.get(root) if parent is None else parent.children
+            parent = children.extending(tail[: self.block_size]) if children else None
+            if parent is None:
+                break
+            found += parent.token_ids[len(tail) :]
+            tail = tail[len(parent.token_ids) :]
+            if not parent.is_full:
+                break
+        return found[:limit]
+
     # -- holding --
 
     def touch(self, blocks: Iterable[Block]) -> None:

@@ -29,8 +29,9 @@ MAX_CONSECUTIVE_FAILURES = 3
 class Runner(Protocol):
     """All device work of a step. Raises whatever the device raises; then nothing of the step counts."""
 
-    def execute(self, schedule: Schedule) -> list[int]:
-        """Copy, write K and V of the scheduled tokens, draw one token id per entry with `samples`, in order."""
+    def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
+        """Copy, write K and V of the scheduled tokens and drafts; for each entry with `samples`, in order, the tokens
+        drawn: one, and one more for every leading draft that was right."""
 
 
 @dataclass(frozen=True, slots=True)

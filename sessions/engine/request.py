@@ -46,6 +46,10 @@ class Request:
     """Prompt tokens found in the pool at first admission; None before that."""
     admitted_at: float | None = None
     """time.monotonic() of the first admission."""
+    draft_pause: int = 0
+    """Steps to come without drafts."""
+    draft_misses: int = 0
+    """Length of the next pause; grows while drafts are all wrong."""
     num_registered_blocks: int = 0
     """Leading blocks of `block_table` known to the pool's tree."""
     output_counts: dict[int, int] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """ModelRunner: all device work of a step: copies, forward, sampling. Engine thread only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,7 +23,7 @@ class ModelRunner:
         self._attention = pick_attention(loaded, cache)
 
     @torch.inference_mode()
-    def execute(self, schedule: Schedule) -> list[int]:
+    def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
         """See `loop.Runner`. Raises what torch raises, out of memory included."""
         self._cache.copy_blocks(
             [source.id for source, _ in schedule.copies], [destination.id for _, destination in schedule.copies]
@@ -33,10 +33,18 @@ class ModelRunner:
         batch = build_batch(schedule.entries, self._loaded.device)
         logits = self._loaded.forward(batch, self._attention(batch))
         token_ids = sample(logits, batch.sampled) if batch.sampled else []
-        ordered = [0] * len(token_ids)
-        for place, token_id in zip(batch.sampled_order, token_ids, strict=True):
-            ordered[place] = token_id
-        return ordered
+        drawn: dict[int, list[int]] = {}
+        for draw, token_id in zip(batch.sampled, token_ids, strict=True):
+            drawn.setdefault(draw.entry, []).append(token_id)
+        return [verified(schedule.entries[index].drafts, drawn[index]) for index in sorted(drawn)]
+
+
+def verified(drafts: Sequence[int], drawn: Sequence[int]) -> tuple[int, ...]:
+    """The draws that count: one after every draft that was right so far. drawn[i] was drawn as if drafts[:i] were."""
+    count = 1
+    while count <= len(drafts) and drawn[count - 1] == drafts[count - 1]:
+        count += 1
+    return tuple(drawn[:count])
 
 
 def pick_attention(loaded: LoadedModel, cache: KVCache) -> Callable[[Batch], Receiver]:

@@ -6,23 +6,24 @@ filtered distribution; filters in vLLM's order: penalties, bias, temperature, th
 probabilities.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 
 import torch
 
-from sessions.engine.request import Request
+from sessions.engine.schedule import Draw
 
 
-def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
-    """logits: [S, vocabulary] of any float dtype, row i for `requests[i]` -> S token ids. `logits` may be changed."""
+def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    """logits: [S, vocabulary] of any float dtype, row i for `draws[i]` -> S token ids. `logits` may be changed."""
     logits = logits.float()
-    _adjust(logits, requests)
+    _adjust(logits, draws)
     token_ids = logits.argmax(dim=-1)
-    drawn = [row for row, request in enumerate(requests) if request.params.temperature > 0]
+    drawn = [row for row, draw in enumerate(draws) if draw.request.params.temperature > 0]
     if drawn:
         rows = torch.tensor(drawn, device=logits.device)
-        token_ids[rows] = _draw(logits[rows], [requests[row] for row in drawn])
+        token_ids[rows] = _draw(logits[rows], [draws[row] for row in drawn])
     result: list[int] = token_ids.tolist()
     return result
 
@@ -35,14 +36,14 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def _adjust(logits: torch.Tensor, requests: Sequence[Request]) -> None:
+def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> None:
     """Presence and frequency penalties over the completion so far (OpenAI API reference), then logit_bias. In place."""
     rows: list[int] = []
     columns: list[int] = []
     amounts: list[float] = []
-    for row, request in enumerate(requests):
-        params = request.params
-        for token_id, count in request.output_counts.items():
+    for row, draw in enumerate(draws):
+        params = draw.request.params
+        for token_id, count in _output_counts(draw).items():
             rows.append(row)
             columns.append(token_id)
             amounts.append(-params.presence_penalty - params.frequency_penalty * count)
@@ -55,16 +56,23 @@ def _adjust(logits: torch.Tensor, requests: Sequence[Request]) -> None:
         logits.index_put_(index, torch.tensor(amounts, device=logits.device), accumulate=True)
 
 
-def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+def _output_counts(draw: Draw) -> dict[int, int]:
+    counts = draw.request.output_counts
+    if not draw.drafts or not draw.request.has_penalty:
+        return counts
+    return dict(Counter(counts) + Counter(draw.drafts))
+
+
+def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """logits: [S, V] float32 -> [S] token ids drawn at each request's temperature."""
 
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
-    temperature = column([request.params.temperature for request in requests])
-    draws = column([uniform(request.seed, request.num_tokens) for request in requests])
+    temperature = column([draw.request.params.temperature for draw in draws])
+    uniforms = column([uniform(draw.request.seed, draw.position) for draw in draws])
     probabilities = torch.softmax(logits.double() / temperature, dim=-1)
-    params = [request.params for request in requests]
+    params = [draw.request.params for draw in draws]
     order = None
     if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
         vocabulary = probabilities.shape[-1]
@@ -78,7 +86,7 @@ def _draw(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
         probabilities = probabilities * keep
     cumulative = probabilities.cumsum(dim=-1)
     # Strictly greater: a token of probability zero is never drawn, not even by a draw of exactly zero.
-    position = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).clamp_(
+    position = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True).clamp_(
         max=probabilities.shape[-1] - 1
     )
     return (position if order is None else order.gather(1, position))[:, 0]

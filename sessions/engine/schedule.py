@@ -1,6 +1,7 @@
 """What one step computes: written by the scheduler, read by the runner. Values only."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sessions.engine.block import Block
 from sessions.engine.request import Request
@@ -8,16 +9,36 @@ from sessions.engine.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """`request` computes tokens [start, start + num_tokens) in this step."""
+    """`request` computes tokens [start, start + num_tokens) in this step, and its drafts after them.
+
+    drafts: guesses of what follows the last known token; only where the step reaches it.
+    """
 
     request: Request
     start: int
     num_tokens: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens + len(self.drafts)
 
     @property
     def samples(self) -> bool:
         """Does this step reach the last known token, so that its logits draw the next?"""
         return self.start + self.num_tokens == self.request.num_tokens
+
+
+class Draw(NamedTuple):
+    """A token to be drawn after `request`'s known tokens and `drafts`; `entry` is the index of its schedule entry."""
+
+    entry: int
+    request: Request
+    drafts: tuple[int, ...]
+
+    @property
+    def position(self) -> int:
+        return self.request.num_tokens + len(self.drafts)
 
 
 @dataclass(slots=True)

@@ -22,10 +22,11 @@ from sessions.engine.block import Block
 from sessions.engine.block_pool import BlockPool, Match
 from sessions.engine.block_table import BlockTable
 from sessions.engine.config import EngineConfig
+from sessions.engine.drafts import MAX_DRAFTING_SEQS, Drafter
 from sessions.engine.request import Request, RequestOutput, RequestStatus
 from sessions.engine.schedule import Schedule, Scheduled
 from sessions.hashing import extend_tokens
-from sessions.types import BlockHash, RequestId
+from sessions.types import BlockHash, FinishReason, RequestId
 
 
 class Scheduler:
@@ -40,6 +41,7 @@ class Scheduler:
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_generated_tokens = 0
+        self.drafter = Drafter(pool, config.max_num_draft_tokens)
         self._computing: dict[BlockHash, Request] = {}
 
     # -- requests in and out --
@@ -97,18 +99,26 @@ class Scheduler:
             self._preempt(victim, schedule)
             if victim is request:
                 return 0
-        self._start(request, num_tokens, needed, schedule)
-        return num_tokens
+        return self._start(request, num_tokens, budget, schedule)
 
     def _num_blocks_needed(self, request: Request, num_tokens: int) -> int:
         """Blocks to add so that the next `num_tokens` tokens have slots."""
         end = request.num_computed_tokens + num_tokens
         return -(-end // self.config.block_size) - len(request.block_table)
 
-    def _start(self, request: Request, num_tokens: int, num_blocks: int, schedule: Schedule) -> None:
-        if num_blocks:
+    def _start(self, request: Request, num_tokens: int, budget: int, schedule: Schedule) -> int:
+        """Take the blocks, there are enough; add drafts where they cost nobody anything. Returns tokens used."""
+        drafts: tuple[int, ...] = ()
+        is_quiet = len(self.running) + len(self.waiting) <= MAX_DRAFTING_SEQS
+        if is_quiet and request.num_computed_tokens + num_tokens == request.num_tokens:
+            drafts = self.drafter.propose(request, budget - num_tokens)
+            if self._num_blocks_needed(request, num_tokens + len(drafts)) > self.pool.num_free_blocks:
+                drafts = ()
+        num_blocks = self._num_blocks_needed(request, num_tokens + len(drafts))
+        if num_blocks > 0:
             request.block_table.extend(self.pool.allocate(num_blocks))
-        schedule.entries.append(Scheduled(request, request.num_computed_tokens, num_tokens))
+        schedule.entries.append(Scheduled(request, request.num_computed_tokens, num_tokens, drafts))
+        return num_tokens + len(drafts)
 
     def _preempt(self, request: Request, schedule: Schedule) -> None:
         """Take the blocks back; the request goes to the head of the queue and recomputes what the pool loses."""
@@ -194,8 +204,7 @@ class Scheduler:
         for key in self._keys_to_compute(request):
             self._computing.setdefault(key, request)
         num_tokens = min(request.num_tokens - num_cached, budget)
-        self._start(request, num_tokens, self._num_blocks_needed(request, num_tokens), schedule)
-        return num_tokens
+        return self._start(request, num_tokens, budget, schedule)
 
     def _keys_to_compute(self, request: Request) -> Iterator[BlockHash]:
         yield from request.chain.hashes[request.num_registered_blocks :]
@@ -204,10 +213,10 @@ class Scheduler:
 
     # -- commit --
 
-    def commit(self, schedule: Schedule, sampled: list[int]) -> list[RequestOutput]:
-        """The step ran. `sampled`: one token id per entry with `samples`, in order. Register, append, finish."""
+    def commit(self, schedule: Schedule, sampled: list[tuple[int, ...]]) -> list[RequestOutput]:
+        """The step ran. `sampled`: tokens drawn by each entry with `samples`, in order. Register, append, finish."""
         outputs = []
-        tokens = iter(sampled)
+        drawn = iter(sampled)
         for entry in schedule.entries:
             request = entry.request
             request.num_computed_tokens += entry.num_tokens
@@ -218,13 +227,23 @@ class Scheduler:
                 self._stop_computing(request)
             if not entry.samples:
                 continue
-            outputs.append(self._append(request, next(tokens), prompt_done=prompt_done))
+            token_ids = next(drawn)
+            self.drafter.observe(request, len(entry.drafts), len(token_ids) - 1)
+            outputs.append(self._append(request, token_ids, prompt_done=prompt_done))
         return outputs
 
-    def _append(self, request: Request, token_id: int, *, prompt_done: bool) -> RequestOutput:
-        request.append(token_id)
-        self.num_generated_tokens += 1
-        finish_reason = request.finish_reason()
+    def _append(self, request: Request, token_ids: tuple[int, ...], *, prompt_done: bool) -> RequestOutput:
+        """Keep the drawn tokens up to one that ends the request. All but the last were drafts: their KV is there."""
+        finish_reason: FinishReason | None = None
+        count = 0
+        while count < len(token_ids) and finish_reason is None:
+            request.append(token_ids[count])
+            count += 1
+            finish_reason = request.finish_reason()
+        self.num_generated_tokens += count
+        if len(token_ids) > 1:
+            request.num_computed_tokens += min(count, len(token_ids) - 1)
+            self._register_full_blocks(request)
         stored: tuple[BlockHash, ...] = ()
         if prompt_done or finish_reason:
             stored = tuple(request.chain.hashes[: request.num_registered_blocks])
@@ -232,7 +251,7 @@ class Scheduler:
             self._finish(request)
         return RequestOutput(
             request.id,
-            (token_id,),
+            token_ids[:count],
             finish_reason,
             request.num_cached_tokens or 0,
             request.root,

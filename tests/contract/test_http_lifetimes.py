@@ -255,7 +255,7 @@ def test_a_drain_refuses_new_work_and_finishes_what_runs(serve: Serve) -> None:
         assert kept_alive.post(url, json=body(max_tokens=1)).status_code == 200
         with server.engine_held():
             running = pool.submit(httpx.post, url, json=body(max_tokens=20, ignore_eos=True), timeout=20)
-            eventually(lambda: server.num_in_flight() == 1, "one request is in flight")
+            eventually(lambda: server.service.stats().num_requests_waiting == 1, "the request is accepted")
             server.on_loop(server.service.begin_drain)
             refused = kept_alive.post(url, json=body(max_tokens=1))
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")

@@ -3,55 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessions.engine.block_pool import BlockPool
-from sessions.engine.config import EngineConfig
-from sessions.engine.request import Request
-from sessions.engine.scheduler import Scheduler
-from sessions.hashing import HashChain
-from sessions.types import BlockHash, RequestId, SamplingParams
-from tests.fakes import FakeRunner, next_token
-
-VOCABULARY = 50
-
-
-class Bench:
-    """Scheduler, pool and fake runner, stepped by hand."""
-
-    def __init__(self, **config: int) -> None:
-        self.config = EngineConfig(
-            **{"block_size": 4, "num_blocks": 32, "max_num_batched_tokens": 16, "max_num_seqs": 8} | config
-        )
-        self.scheduler = Scheduler(self.config, BlockPool(self.config.num_blocks, self.config.block_size))
-        self.runner = FakeRunner(self.config.num_blocks, self.config.block_size, VOCABULARY)
-        self.requests: list[Request] = []
-
-    def add(self, prompt: list[int], max_tokens: int = 4, root: bytes = b"r") -> Request:
-        chain = HashChain(BlockHash(root * 16), self.config.block_size)
-        chain.extend(prompt)
-        request_id = RequestId(str(len(self.requests)))
-        request = Request(request_id, list(prompt), chain, SamplingParams(temperature=0), max_tokens, frozenset(), 0)
-        self.requests.append(request)
-        self.scheduler.add(request)
-        return request
-
-    def step(self) -> None:
-        schedule = self.scheduler.schedule()
-        self.scheduler.commit(schedule, self.runner.execute(schedule))
-        self.scheduler.check_integrity()
-
-    def run(self) -> None:
-        for _ in range(500):
-            if not self.scheduler.has_work:
-                return
-            self.step()
-        raise AssertionError("no progress")
-
-
-def expected(request: Request) -> list[int]:
-    tokens = request.token_ids[: request.num_prompt_tokens]
-    for _ in range(request.max_tokens):
-        tokens = [*tokens, next_token(tokens, VOCABULARY)]
-    return tokens
+from tests.unit.engine.bench import Bench, expected
 
 
 def test_next_turn_computes_its_new_tokens_and_one_more() -> None:
@@ -115,6 +67,7 @@ def test_any_traffic_gives_lone_answers(data: st.DataObject) -> None:
         block_size=data.draw(st.integers(1, 5)),
         max_num_seqs=data.draw(st.integers(1, 4)),
         max_num_batched_tokens=data.draw(st.integers(4, 12)),
+        max_num_draft_tokens=data.draw(st.integers(0, 4)),
     )
     aborted = set()
     for _ in range(data.draw(st.integers(1, 25))):
@@ -122,12 +75,15 @@ def test_any_traffic_gives_lone_answers(data: st.DataObject) -> None:
         finished = [r for r in bench.requests if r.status.value == "finished" and r.id not in aborted]
         room = bench.config.pool_tokens - 1
         if action == "add":
-            prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=max(1, min(14, room - 3))))
-            bench.add(prompt[: room - 3] or [1], max_tokens=2, root=data.draw(st.sampled_from([b"a", b"b"])))
+            prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=max(1, min(14, room - 6))))
+            most = data.draw(st.integers(1, 6))
+            root, eos = data.draw(st.sampled_from([b"a", b"b"])), data.draw(st.sampled_from([(), (7,), (0, 1, 2)]))
+            bench.add(prompt[: room - most] or [1], max_tokens=most, root=root, eos=eos)
         elif action == "continue" and finished:
             past = data.draw(st.sampled_from(finished))
-            if past.num_tokens + 4 <= room:
-                bench.add([*past.token_ids, 1], max_tokens=2, root=past.root[:1])
+            if past.num_tokens + 5 <= room:
+                again = [*past.token_ids, 1] if data.draw(st.booleans()) else past.token_ids[: past.num_prompt_tokens]
+                bench.add(again, max_tokens=4, root=past.root[:1])
         elif action == "abort" and bench.requests:
             victim = data.draw(st.sampled_from(bench.requests))
             if bench.scheduler.abort(victim.id):

@@ -1,0 +1,84 @@
+"""Drafts: guesses of a request's next tokens, verified in the step that would have computed one token anyway.
+
+At a few rows a step costs what its weights cost to read, so checking three guesses is nearly free. A guess costs no
+model: it is what the pool already holds after the same prefix (a regenerated answer, an identical question, an agent
+repeating itself), or else what followed the last three tokens where they stood before in this request's own text
+(prompt lookup decoding, https://github.com/apoorvumang/prompt-lookup-decoding).
+
+    known      .. T T T                the last one not computed yet
+    drafts            d0 d1 d2         step computes T d0 d1 d2 and draws a token after each
+    drawn             t0 t1 t2 t3      kept while t == d, and one more: always at least t0
+
+The draw at a position depends on the tokens before it and on (seed, position) alone, so the answer is the same tokens
+with drafts and without, greedy or sampled. Pure; engine thread only.
+"""
+
+from array import array
+
+from sessions.engine.block_pool import BlockPool
+from sessions.engine.request import Request
+
+MAX_DRAFTING_SEQS = 4
+"""More running requests than this fill a step's rows themselves: then drafts cost time."""
+
+NGRAM = 3
+"""Tokens that must have stood together before."""
+
+LOOKUP_WINDOW = 8192
+"""How many of the request's latest tokens are searched."""
+
+LONGEST_PAUSE = 32
+"""Steps without drafts, at most, after drafts that were all wrong (1, 3, 7, ...)."""
+
+
+class Drafter:
+    """Proposes drafts and learns from each request whether they are worth it. `max_num_draft_tokens` 0: never."""
+
+    def __init__(self, pool: BlockPool, max_num_draft_tokens: int) -> None:
+        self._pool = pool
+        self._max_num_draft_tokens = max_num_draft_tokens
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
+
+    def propose(self, request: Request, limit: int) -> tuple[int, ...]:
+        """Up to `limit` tokens that may follow the request's last."""
+        limit = min(limit, self._max_num_draft_tokens, request.max_tokens - request.num_output_tokens - 1)
+        if limit <= 0:
+            return ()
+        if request.draft_pause > 0:
+            request.draft_pause -= 1
+            return ()
+        return self._from_pool(request, limit) or self._from_text(request, limit)
+
+    def observe(self, request: Request, num_drafts: int, num_accepted: int) -> None:
+        """A step tried `num_drafts` and kept `num_accepted` of them."""
+        if not num_drafts:
+            return
+        self.num_draft_tokens += num_drafts
+        self.num_accepted_tokens += num_accepted
+        request.draft_misses = 0 if num_accepted else min(2 * request.draft_misses + 1, LONGEST_PAUSE)
+        request.draft_pause = request.draft_misses
+
+    def _from_pool(self, request: Request, limit: int) -> tuple[int, ...]:
+        num_blocks = request.num_registered_blocks
+        parent = request.block_table[num_blocks - 1] if num_blocks else None
+        tail = tuple(request.token_ids[num_blocks * self._pool.block_size :])
+        return self._pool.continuation(request.root, parent, tail, limit)
+
+    def _from_text(self, request: Request, limit: int) -> tuple[int, ...]:
+        if request.num_tokens <= NGRAM:
+            return ()
+        start = max(0, request.num_tokens - LOOKUP_WINDOW)
+        text = array("I", request.token_ids[start:]).tobytes()
+        width = array("I").itemsize
+        pattern = text[-NGRAM * width :]
+        at = text.rfind(pattern, 0, len(text) - width)
+        while at >= 0 and at % width:  # a match that straddles tokens
+            at = text.rfind(pattern, 0, at + len(pattern) - 1)
+        if at < 0:
+            return ()
+        after = start + at // width + NGRAM
+        drafts = request.token_ids[after : after + limit]
+        while len(drafts) < limit:  # a repetition that has caught up with itself goes on repeating
+            drafts.append(drafts[len(drafts) - (request.num_tokens - after)])
+        return tuple(drafts)
