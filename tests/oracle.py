@@ -203,7 +203,7 @@ def assert_forks_are_right(oracle: Answers, loaded: LoadedModel, family: Family)
 
 def assert_choices_are_right(oracle: Answers, loaded: LoadedModel, prompt: list[int], n: int = 4) -> None:
     """The prompt is computed once; each choice but the first computes its last token again, to draw from it."""
-    bench = Bench(loaded)
+    bench = Bench(loaded, max_num_draft_tokens=0)
     choices = bench.run(*[prompt] * n)
     assert_right(oracle, choices)
     assert [choice.num_cached_tokens for choice in choices] == [0] + [len(prompt) - 1] * (n - 1)
