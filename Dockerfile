@@ -3,6 +3,8 @@
 FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
+# The compiler builds the CPU kernels at the first start; without it torch computes, slower.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 anaphora \
     && install -d -o anaphora -g anaphora /app /cache
 WORKDIR /app

@@ -3,6 +3,7 @@
 import errno
 import gc
 import importlib.metadata
+import os
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -40,6 +41,9 @@ main.add_command(
 def _run(settings: Settings) -> None:
     from proxy import logs
 
+    # Read by the OpenMP runtime when torch loads it. Threads that spin between two operators hold the cores that the
+    # event loop, and whatever else runs here, then has to wait for: a busy neighbour made steps ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logs.configure(settings.log_level, settings.log_format)
     try:
         bound = bind(settings.host, settings.port)
