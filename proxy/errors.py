@@ -66,6 +66,19 @@ class ErrorAnswer:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
+INVALID_HTTP = ErrorAnswer(400, "What was received is not an HTTP/1.1 request.", code="invalid_http")
+HEAD_TIMEOUT = ErrorAnswer(408, "The request's headers did not arrive in time.", code="headers_timeout")
+HEAD_TOO_LARGE = ErrorAnswer(431, "The request's headers are too large for this server.", code="headers_too_large")
+TOO_MANY_CONNECTIONS = ErrorAnswer(
+    503,
+    "Too many connections to this server are open.",
+    "server_error",
+    code="too_many_connections",
+    headers={"Retry-After": "1"},
+)
+"""The four that `proxy/wire.py` gives before there is a request."""
+
+
 def _retry_after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
 

@@ -53,7 +53,7 @@ def configure(level: str, log_format: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel(max(root.level, logging.WARNING))  # its start-up words; ours say more
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # the rest (its start, refused bytes) our lines say
 
 
 async def attach_request_id(message: Message, scope: Scope) -> None:

@@ -91,12 +91,13 @@ class PromptCacheOptions(Struct, frozen=True, kw_only=True):
 
 
 class Prediction(Struct, frozen=True, kw_only=True, tag_field="type", tag="content"):
-    """A speed hint; taken and not used."""
+    """A speed hint: tried as drafts, never taken for an answer."""
 
     content: Content
 
 
-StopSequence = Annotated[str, Meta(min_length=1)]
+StopSequence = Annotated[str, Meta(min_length=1, max_length=1000)]
+LogitBias = Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
@@ -115,20 +116,21 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[StopSequence], Meta(max_length=4)] | None = None
+    stop: StopSequence | Annotated[list[StopSequence], Meta(max_length=4)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    prediction: Prediction | None = None
+
     # Taken, checked, without effect on the answer.
     metadata: Metadata | None = None
     parallel_tool_calls: bool | None = None
-    prediction: Prediction | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -186,6 +188,10 @@ class CompletionUsage(Struct, frozen=True, kw_only=True):
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(
                 cached_tokens=usage.cached_tokens, cache_write_tokens=usage.cache_write_tokens
+            ),
+            completion_tokens_details=CompletionTokensDetails(
+                accepted_prediction_tokens=usage.accepted_prediction_tokens,
+                rejected_prediction_tokens=usage.rejected_prediction_tokens,
             ),
         )
 

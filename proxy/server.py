@@ -1,6 +1,7 @@
 """One uvicorn process around the app: it opens the service, and a SIGTERM loses nothing already accepted.
 
 SIGTERM ─▶ service.begin_drain()   new requests: 503          running replies go on
+        ─▶ at most 0.1 s           no new connection, idle ones close; 503 only on those that are busy
         ─▶ + shutdown_timeout_s    what still runs ends with an error frame or a 503
         ─▶ service.close()
 """
@@ -20,6 +21,7 @@ from pydantic import SecretStr
 
 from proxy.app import create_app
 from proxy.settings import Settings
+from proxy.wire import wire_protocol
 from sessions.errors import Draining, SessionError
 from sessions.service import ChatService
 from sessions.startup import ServiceOptions, open_service
@@ -51,7 +53,9 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 self._app,
                 loop="uvloop",
-                http="httptools",
+                http=wire_protocol(
+                    client_timeout_s=settings.client_timeout_s, max_connections=settings.max_connections
+                ),
                 lifespan="on",
                 ws="none",
                 log_config=None,

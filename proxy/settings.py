@@ -6,6 +6,7 @@ test compares. Values that are secret never appear in an error message.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,8 @@ from sessions.hashing import MIN_SECRET_BYTES
 from sessions.pool_size import parse_pool_size
 
 ENV_PREFIX = "ANAPHORA_"
+
+_COMMENT = re.compile(r"(?:^|(?<=\s))#.*", re.MULTILINE)
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrOff = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -29,23 +32,37 @@ def default_cache_dir() -> Path:
 
 
 def parse_api_keys(text: str) -> tuple[tuple[str, str], ...]:
-    """`tenant=key` pairs, separated by commas or line ends, `#` comments allowed, as (tenant, key) in order.
+    """`tenant=key` pairs, separated by commas or line ends, as (tenant, key) in order.
 
-    A tenant may have several keys (to rotate them); a key stands for one tenant. Raises ValueError, never
-    quoting a key.
+    A tenant may have several keys (to rotate them); a key stands for one tenant. A `#` is part of a key like any
+    other character. Raises ValueError, never quoting a key.
     """
     pairs: list[tuple[str, str]] = []
-    lines = (line.partition("#")[0] for line in text.splitlines())
-    for number, entry in enumerate((part.strip() for line in lines for part in line.split(",")), start=1):
+    entries = (part.strip() for line in text.splitlines() for part in line.split(","))
+    for number, entry in enumerate(entries, start=1):
         if not entry:
             continue
         tenant, separator, key = (piece.strip() for piece in entry.partition("="))
         if not (tenant and separator and key):
             raise ValueError(f"entry {number} of the API keys is not of the form tenant=key")
+        if not entry.isprintable():
+            raise ValueError(f"entry {number} of the API keys holds a character that cannot be printed")
         pairs.append((tenant, key))
     if len({key for _, key in pairs}) != len(pairs):
         raise ValueError("the same API key is given twice")
     return tuple(pairs)
+
+
+def read_api_keys(path: Path) -> str:
+    """The text of a keys file without its comments: from a `#` at the start of a line or after a blank to its end.
+
+    Raises OSError, and ValueError for what is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("the file is not text in UTF-8") from None
+    return _COMMENT.sub("", text)
 
 
 class Settings(BaseSettings):
@@ -99,13 +116,15 @@ class Settings(BaseSettings):
 
     max_inflight: Count = Field(512, description="Chat requests in flight at once, over all tenants; past it, 429.")
     max_inflight_per_tenant: CountOrOff = Field(0, description="The same, per tenant; 0 means no limit of its own.")
+    max_connections: Count = Field(900, description="Open connections at once; past it, 503.")
     max_body_bytes: Count = Field(10_000_000, description="Largest request body; past it, 413.")
     max_messages: Count = Field(2048, description="Most messages in one request.")
     max_json_depth: int = Field(64, description="Deepest nesting of a request body.", ge=8, le=512)
     max_n: int = Field(128, description="Largest `n` (choices per request).", ge=1, le=128)
     client_timeout_s: Seconds = Field(
         60,
-        description="Longest time for a client to send its body (else 408) or take nothing of its answer.",
+        description="Longest time for a client to send its headers or its body (else 408), or take nothing of its "
+        "answer.",
     )
     max_completion_time_s: Seconds = Field(
         600,
@@ -159,9 +178,16 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _redis_url_scheme(cls, url: SecretStr) -> SecretStr:
+    def _redis_url_parses(cls, url: SecretStr) -> SecretStr:
         if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("the URL must begin with redis://, rediss:// or unix://")
+        if url:
+            from sessions.index.settings import connect  # late: `--help` need not wait for redis-py
+
+            try:
+                connect(url.get_secret_value(), timeout_s=1.0).close()
+            except ValueError:  # its words quote what stands where the port should: part of a password, perhaps
+                raise ValueError("the URL's host, port or parameters cannot be read") from None
         return url
 
     @field_validator("secret")
@@ -189,5 +215,5 @@ class Settings(BaseSettings):
         """Every configured (tenant, key), the file's included. Raises OSError and ValueError."""
         text = self.api_keys.get_secret_value()
         if self.api_keys_file is not None:
-            text += "\n" + self.api_keys_file.read_text(encoding="utf-8")
+            text += "\n" + read_api_keys(self.api_keys_file)
         return parse_api_keys(text)

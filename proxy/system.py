@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from litestar import Controller, Response, get
+from litestar import Controller, HttpMethod, Response, get, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -12,6 +12,8 @@ from proxy.metrics import Metrics
 from proxy.schemas import Model, ModelList
 from sessions.errors import ModelNotFound
 from sessions.service import ChatService
+
+_GET_OR_HEAD = (HttpMethod.GET, HttpMethod.HEAD)
 
 
 class ModelController(Controller):
@@ -32,11 +34,13 @@ class ModelController(Controller):
 class SystemController(Controller):
     path = "/"
 
-    @get("/health", summary="The process answers")
+    @route("/health", http_method=_GET_OR_HEAD, summary="The process answers")
     async def health(self) -> dict[str, str]:
         return {"status": "ok"}
 
-    @get("/ready", summary="New requests would be answered; the index is reported, not required")
+    @route(
+        "/ready", http_method=_GET_OR_HEAD, summary="New requests would be answered; the index is told, not required"
+    )
     async def ready(self, service: NamedDependency[ChatService]) -> Response[dict[str, Any]]:
         readiness = service.readiness()
         return Response(asdict(readiness), status_code=200 if readiness.ready else 503)

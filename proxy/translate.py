@@ -4,6 +4,7 @@ Pure. What is known and not built is refused (`unsupported_parameter`), because 
 on it.
 """
 
+import re
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -36,6 +37,10 @@ _NEVER_BUILT = (
 """Refused whatever their value, unless it is null or empty."""
 
 
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+"""One spelling per id: two would be two biases, whose sum no bound has seen."""
+
+
 def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, vocab_size: int) -> ChatRequest:
     """Raises InvalidRequest naming the parameter."""
     refuse_unsupported(wire)
@@ -46,6 +51,7 @@ def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, voc
         n=_or(wire.n, 1),
         tenant=tenant,
         cache_salt=wire.cache_salt,
+        prediction="" if wire.prediction is None else _text(wire.prediction.content, "prediction"),
     )
 
 
@@ -78,8 +84,6 @@ def check_together(wire: ChatCompletionRequest, max_n: int) -> None:
         raise _invalid("n", f"this server allows at most {max_n}")
     if wire.seed is not None and not -(2**63) <= wire.seed < 2**64:
         raise _invalid("seed", "it must fit into 64 bits")
-    if wire.stop == "":
-        raise _invalid("stop", "a stop sequence must not be empty")
     if wire.max_tokens and wire.max_completion_tokens and wire.max_tokens != wire.max_completion_tokens:
         raise _invalid("max_tokens", "it contradicts 'max_completion_tokens'; send one of them")
 
@@ -108,7 +112,7 @@ def sampling_params(wire: ChatCompletionRequest, vocab_size: int) -> SamplingPar
 def _logit_bias(biases: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
     pairs = []
     for key, bias in biases.items():
-        token_id = int(key) if key.isascii() and key.isdigit() and len(key) <= 10 else -1
+        token_id = int(key) if _TOKEN_ID.fullmatch(key) else -1
         if not 0 <= token_id < vocab_size:
             raise _invalid("logit_bias", f"'{key[:32]}' is not one of the model's {vocab_size} token ids")
         pairs.append((token_id, bias))

@@ -19,6 +19,8 @@ from sessions.types import TokenId
 _PRIVATE_USE: Final = range(0xE000, 0xF900)
 _ESCAPE: Final = re.compile(r"\\u(e[0-9a-f]{3}|f[0-8][0-9a-f]{2})")
 _QUICK_CANDIDATES: Final = 16
+_WINDOW: Final = 1 << 18
+"""Characters that are looked at in one go: a few milliseconds in which no other thread runs."""
 _MARKUP: Final = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
@@ -93,7 +95,7 @@ class ControlTokens:
     def find(self, text: str) -> Iterator[Match]:
         """Every control token in `text`, leftmost and longest first, as `tokenizers` matches added tokens."""
         taken = 0
-        for match in self._token.finditer(text):
+        for match in self._matches(self._token, text):
             token, start, end = self.by_text[match[0]], match.start(), match.end()
             if start < taken or (token.single_word and _adjoins_word(text, start, end)):
                 continue
@@ -121,10 +123,12 @@ class ControlTokens:
             raise NoStandInError from None
 
         def neutral(string: str) -> str:
-            characters = list(string)
-            for position in dangers[string]:
-                characters[position] = stand_ins[characters[position]]
-            return "".join(characters)
+            pieces: list[str] = []
+            at = 0
+            for position in sorted(dangers[string]):
+                pieces += string[at:position], stand_ins[string[position]]
+                at = position + 1
+            return "".join([*pieces, string[at:]])
 
         swapped = {string: neutral(string) for string in dangers}
         if swapped:
@@ -134,8 +138,22 @@ class ControlTokens:
     def break_up(self, text: str) -> list[str]:
         """`text` cut after the first character of each control token's text, so that no piece holds one
         whole."""
-        cuts = [0, *(match.end() for match in self._token_start.finditer(text)), len(text)]
+        cuts = [0, *(match.end() for match in self._matches(self._token_start, text)), len(text)]
         return [text[start:end] for start, end in pairwise(cuts) if start < end]
+
+    def _matches(self, pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+        """`pattern.finditer(text)` in windows, between which other threads may run. None looks further than a token
+        is long.
+        """
+        at = 0
+        while at < len(text):
+            end = at + _WINDOW
+            for match in pattern.finditer(text, at, end + self._longest):
+                if match.start() >= end:
+                    break
+                at = match.end()
+                yield match
+            at = max(at, end)
 
     def _dangers(self, string: str) -> set[int]:
         """Positions to stand in for: a token starts there, or could with what the template writes beside the
@@ -143,7 +161,7 @@ class ControlTokens:
 
         Templates strip what they are given, so "beside" means after stripping too.
         """
-        positions = {match.start() for match in self._token_start.finditer(string)}
+        positions = {match.start() for match in self._matches(self._token_start, string)}
         body = string.strip()
         if not body:
             return positions
@@ -227,8 +245,11 @@ def _unused_code_points(strings: Sequence[str]) -> Iterator[str]:
     for candidate in islice(candidates, _QUICK_CANDIDATES):
         if not any(candidate in string or _escaped(candidate) in string for string in strings):
             yield candidate
-    used = set().union(*strings)
-    used.update(chr(int(digits, 16)) for string in strings for digits in _ESCAPE.findall(string))
+    used: set[str] = set()
+    for string in strings:
+        for start in range(0, len(string), _WINDOW):
+            used.update(string[start : start + _WINDOW])
+        used.update(chr(int(match[1], 16)) for match in _ESCAPE.finditer(string))
     yield from (candidate for candidate in candidates if candidate not in used)
 
 

@@ -1,7 +1,8 @@
 """Token ids to text, incrementally: Detokenizer, StopChecker, and TextStream that joins them. Pure.
 
 Each is a small `decode(...)` / `flush()` transform. Whatever the chunking, the pieces join to `decode(all
-ids)`, cut where the first stop string is complete. One per choice. A token costs the same however many came
+ids)`, cut where the first stop string is complete and without a code point that is still incomplete at the end.
+One per choice; its stop strings are compiled once per request (StopStrings). A token costs the same however many came
 before it: a window of recent ids is decoded, never all.
 """
 
@@ -24,13 +25,15 @@ class Detokenizer:
                       │     └ unsettled: their text is not emitted yet, it ends in an incomplete code point
                       └ context: emitted last; what a decoder must see to know whether a space comes next
 
-    `decode` is the tokenizer's own, special tokens left out.
+    decode: the tokenizer's own, special tokens left out.
+    code_point_endings: ids of bytes, one of which makes any beginning of a code point whole.
     """
 
-    __slots__ = ("_context", "_context_text", "_decode", "_unsettled")
+    __slots__ = ("_code_point_endings", "_context", "_context_text", "_decode", "_unsettled")
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, code_point_endings: Sequence[Sequence[int]] = ()) -> None:
         self._decode = decode
+        self._code_point_endings = code_point_endings
         self._context: list[int] = []
         self._context_text = ""
         self._unsettled: list[int] = []
@@ -38,7 +41,7 @@ class Detokenizer:
     def decode(self, token_id: int) -> str:
         """The text that `token_id` settles, maybe none."""
         self._unsettled.append(token_id)
-        text = self._text_after_context(len(self._unsettled))
+        text = self._text_after_context(self._unsettled)
         if text and not text.endswith(_REPLACEMENT):
             return self._settle(len(self._unsettled), text)
         if self._context and not text:  # a special token: no text, and no decoder needs to see it again
@@ -47,16 +50,24 @@ class Detokenizer:
         if len(self._unsettled) < _MAX_UNSETTLED:
             return ""
         settled = len(self._unsettled) - _MAX_UTF8_TAIL
-        return self._settle(settled, self._text_after_context(settled))
+        return self._settle(settled, self._text_after_context(self._unsettled[:settled]))
 
     def flush(self) -> str:
-        """What is left; bytes that never became a code point read as U+FFFD."""
-        text = self._text_after_context(len(self._unsettled))
-        self._unsettled.clear()
+        """What is left, but for a code point that was cut short; bytes that never were one read as U+FFFD.
+
+        A text has no bytes to look at. So the code point is made whole, and taken away if that worked.
+        """
+        unsettled, self._unsettled = self._unsettled, []
+        text = self._text_after_context(unsettled)
+        if text.endswith(_REPLACEMENT):
+            for ending in self._code_point_endings:
+                whole = self._text_after_context([*unsettled, *ending])
+                if not whole.endswith(_REPLACEMENT):
+                    return whole[:-1]
         return text
 
-    def _text_after_context(self, num_unsettled: int) -> str:
-        return self._decode([*self._context, *self._unsettled[:num_unsettled]])[len(self._context_text) :]
+    def _text_after_context(self, ids: Sequence[int]) -> str:
+        return self._decode([*self._context, *ids])[len(self._context_text) :]
 
     def _settle(self, num_unsettled: int, text: str) -> str:
         self._context = self._unsettled[:num_unsettled]
@@ -65,18 +76,43 @@ class Detokenizer:
         return text
 
 
+class StopStrings:
+    """The stop strings of a request, compiled for all its choices. Immutable. An empty one never matches."""
+
+    __slots__ = ("automata",)
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.automata = tuple(_Automaton(stop) for stop in stops if stop)
+
+
+class _Automaton:
+    """Knuth-Morris-Pratt: constant work per character, however long or self-similar `stop`."""
+
+    __slots__ = ("_fallback", "stop")
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self._fallback = [0]  # _fallback[k]: longest beginning of `stop` that ends `stop[: k + 1]`, short of all of it
+        for character in stop[1:]:
+            self._fallback.append(self.advance(self._fallback[-1], character))
+
+    def advance(self, num_matched: int, character: str) -> int:
+        """Length of the longest beginning of `stop` that the text ends with, from what it was before `character`."""
+        while num_matched and self.stop[num_matched] != character:
+            num_matched = self._fallback[num_matched - 1]
+        return num_matched + 1 if self.stop[num_matched] == character else 0
+
+
 class StopChecker:
     """Cuts a stream of text before the stop string that is complete first (of several at once, the longest).
 
     Text that may yet turn out to begin a stop string is held back, so no part of a matched one ever leaves.
-    Each stop is a Knuth-Morris-Pratt automaton: constant work per character, however long or self-similar the
-    stop.
     """
 
     __slots__ = ("_held", "_matchers", "stopped")
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._matchers = [_Matcher(stop) for stop in stops if stop]
+    def __init__(self, stops: StopStrings) -> None:
+        self._matchers = [_Matcher(automaton) for automaton in stops.automata]
         self._held = ""
         self.stopped = False
 
@@ -101,26 +137,18 @@ class StopChecker:
 
 
 class _Matcher:
-    """`num_matched`: length of the longest beginning of `stop` that the text seen so far ends with."""
+    """How much of one stop string the end of one choice's text is."""
 
-    __slots__ = ("_fallback", "_stop", "num_matched")
+    __slots__ = ("_automaton", "num_matched")
 
-    def __init__(self, stop: str) -> None:
-        self._stop = stop
+    def __init__(self, automaton: _Automaton) -> None:
+        self._automaton = automaton
         self.num_matched = 0
-        self._fallback = [0]  # _fallback[k]: longest beginning of `stop` that ends `stop[: k + 1]`, short of all of it
-        for character in stop[1:]:
-            self._fallback.append(self._next(self._fallback[-1], character))
 
     def advance(self, character: str) -> int:
-        """The length of `stop` if `character` completes it, else 0."""
-        self.num_matched = self._next(self.num_matched, character)
-        return self.num_matched if self.num_matched == len(self._stop) else 0
-
-    def _next(self, matched: int, character: str) -> int:
-        while matched and self._stop[matched] != character:
-            matched = self._fallback[matched - 1]
-        return matched + 1 if self._stop[matched] == character else 0
+        """The length of the stop string if `character` completes it, else 0."""
+        self.num_matched = self._automaton.advance(self.num_matched, character)
+        return self.num_matched if self.num_matched == len(self._automaton.stop) else 0
 
 
 class TextStream:
@@ -132,9 +160,9 @@ class TextStream:
 
     __slots__ = ("_detokenizer", "_stop_checker", "num_tokens_used")
 
-    def __init__(self, decode: Decode, stop: tuple[str, ...] = ()) -> None:
-        self._detokenizer = Detokenizer(decode)
-        self._stop_checker = StopChecker(stop)
+    def __init__(self, decode: Decode, stops: StopStrings, code_point_endings: Sequence[Sequence[int]] = ()) -> None:
+        self._detokenizer = Detokenizer(decode, code_point_endings)
+        self._stop_checker = StopChecker(stops)
         self.num_tokens_used = 0
 
     @property

@@ -26,12 +26,15 @@ class InvalidRequest(SessionError):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt (plus one token of reply) does not fit the context or the pool."""
+    """The prompt (plus one token of reply) does not fit the context or the pool.
 
-    def __init__(self, *, num_prompt_tokens: int, max_model_len: int) -> None:
+    is_lower_bound: the prompt was refused before all of it was encoded, and has `num_prompt_tokens` or more.
+    """
+
+    def __init__(self, *, num_prompt_tokens: int, max_model_len: int, is_lower_bound: bool = False) -> None:
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens. "
-            f"However, your messages resulted in {num_prompt_tokens} tokens.",
+            f"However, your messages resulted in {'at least ' if is_lower_bound else ''}{num_prompt_tokens} tokens.",
             param="messages",
             code="context_length_exceeded",
         )
@@ -40,10 +43,11 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class ModelNotFound(SessionError):
-    """`model` is what the caller asked for."""
+    """`model` is what the caller asked for; the message quotes no more of it than a name can be."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model '{model}' does not exist or you do not have access to it.")
+        shown = model if len(model) <= 200 else model[:200] + "…"
+        super().__init__(f"The model '{shown}' does not exist or you do not have access to it.")
         self.model = model
 
 

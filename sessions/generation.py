@@ -17,6 +17,8 @@ class Choice:
     index: int
     stream: TextStream
     is_finished: bool = False
+    prediction: tuple[int, int] = (0, 0)
+    """Tokens of the request's prediction that were right, and wrong."""
 
 
 class Generation:
@@ -67,7 +69,9 @@ class Generation:
         cached = self._num_cached or 0
         computed = self._num_prompt_tokens - cached if self._num_cached is not None else 0
         completion = sum(choice.stream.num_tokens_used for choice in self._choices.values())
-        return Usage(self._num_prompt_tokens, completion, cached, computed)
+        accepted = sum(choice.prediction[0] for choice in self._choices.values())
+        rejected = sum(choice.prediction[1] for choice in self._choices.values())
+        return Usage(self._num_prompt_tokens, completion, cached, computed, accepted, rejected)
 
     def close(self) -> None:
         if self._is_closed:
@@ -93,6 +97,7 @@ class Generation:
             self._num_cached = output.num_cached_tokens
             if output.admitted_at is not None:
                 self.queue_time_s = output.admitted_at - self._arrived_at
+        choice.prediction = output.prediction
         self._push(choice, output)
         self._ready.set()
 

@@ -178,9 +178,9 @@ def _refused(
 ) -> InvalidRequest:
     """Blame a system message if the template accepts the rest: without the later ones, then without any."""
     for first_allowed in (1, 0):
+        blamed = next((turn for turn in turns[first_allowed:] if turn.role == "system"), None)
         kept = [turn for at, turn in enumerate(turns) if at < first_allowed or turn.role != "system"]
-        if kept and len(kept) < len(turns) and _accepts(template, kept, schemas):
-            blamed = next(turn for turn in turns if turn not in kept)
+        if kept and blamed is not None and _accepts(template, kept, schemas):
             return InvalidRequest(
                 f"This model's chat template does not take a system message here: {refusal}",
                 param=f"messages[{blamed.source}].role",

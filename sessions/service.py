@@ -11,16 +11,17 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from itertools import chain as chained
+from typing import Any, Literal
 
 from sessions.admission import Admission
-from sessions.detokenizer import TextStream
+from sessions.detokenizer import StopStrings, TextStream
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
 from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import Request
 from sessions.engine.scheduler import Scheduler
-from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
+from sessions.errors import Draining, EngineFailed, InvalidRequest
 from sessions.generation import Choice, Generation
 from sessions.hashing import HashChain, RootFields, root_hash, tenant_key
 from sessions.index import IndexSettings, PrefixIndex, open_index
@@ -31,8 +32,14 @@ from sessions.types import BlockHash, ChatRequest, Readiness, RequestId, Stats, 
 CALL_TIMEOUT_S = 10.0
 """How long the index thread waits for the engine to answer between two steps."""
 
+CHARACTERS_PER_TOKEN = 8
+"""More than a token has in any text worth predicting: what is past it could never be reached."""
+
 LONG_PROMPT_CHARACTERS = 20_000
 """Prompts past this are rendered and encoded off the event loop."""
+
+MARKUP_CHARACTERS = 16
+"""What a string costs in a prompt besides its own characters: 340,000 empty messages are a long prompt too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +101,13 @@ class ChatService:
     async def start(self, request: ChatRequest) -> Generation:
         """Accept a request. Raises InvalidRequest, ContextLengthExceeded, Overloaded, Draining, EngineFailed."""
         self._refuse_if_unable(request.n)
-        token_ids = await self._encode(request)
-        if len(token_ids) >= self.max_model_len:
-            raise ContextLengthExceeded(num_prompt_tokens=len(token_ids), max_model_len=self.max_model_len)
+        token_ids, prediction = await self._encode(request)
         root = root_hash(self._parts.root_fields, tenant_key(self._parts.secret, request.tenant.id, request.cache_salt))
         chain = HashChain(root, self._config.block_size)
         chain.extend(token_ids)
         await self._ask_index(root, chain.hashes)
         self._refuse_if_unable(request.n)
-        return self._submit(request, token_ids, chain)
+        return self._submit(request, token_ids, prediction, chain)
 
     def _refuse_if_unable(self, num_choices: int) -> None:
         if self._draining:
@@ -111,25 +116,25 @@ class ChatService:
             raise EngineFailed("The engine is not running.")
         self._admission.admit(num_choices)
 
-    async def _encode(self, request: ChatRequest) -> list[TokenId]:
-        scope = request.tenant.id + "\0" + (request.cache_salt or "")
+    async def _encode(self, request: ChatRequest) -> tuple[list[TokenId], tuple[TokenId, ...]]:
+        """The ids of the prompt and of the prediction."""
 
-        def encode() -> list[TokenId]:
+        def encode() -> tuple[list[TokenId], tuple[TokenId, ...]]:
             prompt = render(
                 request.messages,
                 request.tools,
                 self._parts.tokenizer.template,
                 stable_first=self._parts.stable_first,
             )
-            return self._parts.tokenizer.encode(prompt, scope=scope)
+            scope = _scope(request)
+            token_ids = self._parts.tokenizer.encode(prompt, scope=scope, max_model_len=self.max_model_len)
+            predicted = request.prediction[: CHARACTERS_PER_TOKEN * self.max_model_len]
+            return token_ids, tuple(self._parts.tokenizer.encode_text(predicted, scope=scope))
 
-        if sum(len(message.content) for message in request.messages) > LONG_PROMPT_CHARACTERS:
-            token_ids = await asyncio.to_thread(encode)
-        else:
-            token_ids = encode()
+        token_ids, prediction = await asyncio.to_thread(encode) if _is_long(request) else encode()
         if not token_ids:
             raise InvalidRequest("The messages render to an empty prompt.", param="messages")
-        return token_ids
+        return token_ids, prediction
 
     async def _ask_index(self, root: BlockHash, hashes: Sequence[BlockHash]) -> None:
         """Redis, only where it can know more than the pool: a live peer exists and the pool misses some of it."""
@@ -140,7 +145,9 @@ class ChatService:
         if lookup is not None:
             self._num_elsewhere_tokens += max(0, lookup.num_other_blocks - num_local) * self._config.block_size
 
-    def _submit(self, request: ChatRequest, token_ids: list[TokenId], chain: HashChain) -> Generation:
+    def _submit(
+        self, request: ChatRequest, token_ids: list[TokenId], prediction: tuple[TokenId, ...], chain: HashChain
+    ) -> Generation:
         generation_id = f"chatcmpl-{secrets.token_hex(12)}"
         seed = request.params.seed if request.params.seed is not None else secrets.randbits(63)
         room = self.max_model_len - len(token_ids)
@@ -153,11 +160,13 @@ class ChatService:
                 max_tokens=min(request.params.max_tokens or room, room),
                 eos_token_ids=self._parts.tokenizer.eos_token_ids,
                 seed=_choice_seed(seed, index),
+                prediction=prediction,
             )
             for index in range(request.n)
         ]
+        tokenizer, stops = self._parts.tokenizer, StopStrings(request.params.stop)
         choices = {
-            engine_request.id: Choice(index, TextStream(self._parts.tokenizer.decode, request.params.stop))
+            engine_request.id: Choice(index, TextStream(tokenizer.decode, stops, tokenizer.code_point_endings))
             for index, engine_request in enumerate(engine_requests)
         }
         generation = Generation(generation_id, len(token_ids), choices, self.engine.abort, self._forget)
@@ -185,14 +194,14 @@ class ChatService:
 
     def _dispatch(self, result: StepResult) -> None:
         self._admission.settle()
+        if result.removed:  # first: evicted when the step was planned, and perhaps stored anew when it was committed
+            self.index.evicted(result.removed)
         for output in result.outputs:
             generation = self._generations.get(output.request_id)
             if output.stored:
                 self.index.publish(output.root, output.stored)
             if generation is not None:
                 generation.receive(output)
-        if result.removed:
-            self.index.evicted(result.removed)
 
     # -- state --
 
@@ -248,6 +257,27 @@ class ChatService:
             generation.close()
         await asyncio.to_thread(self.index.stop, 1.0)
         await asyncio.to_thread(self.engine.stop, CALL_TIMEOUT_S)
+
+
+def _is_long(request: ChatRequest) -> bool:
+    parts: list[Any] = [message.content for message in request.messages]
+    parts += request.prediction, *((tool.description, tool.parameters) for tool in request.tools)
+    num_characters = 0
+    while parts and num_characters <= LONG_PROMPT_CHARACTERS:
+        part = parts.pop()
+        num_characters += MARKUP_CHARACTERS
+        if isinstance(part, str):
+            num_characters += len(part)
+        elif isinstance(part, dict):
+            parts += chained.from_iterable(part.items())
+        elif isinstance(part, (list, tuple)):
+            parts += part
+    return num_characters > LONG_PROMPT_CHARACTERS
+
+
+def _scope(request: ChatRequest) -> str:
+    """Whose encodings may be reused: nobody can time what another tenant wrote."""
+    return request.tenant.id + "\0" + (request.cache_salt or "")
 
 
 def _choice_seed(seed: int, index: int) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,7 +70,10 @@ def server_secret(secret: str, cache_dir: Path) -> bytes:
 
 async def open_service(options: ServiceOptions) -> ChatService:
     """Load the model, start engine and index. Raises ModelRefused with the reason. Logs what it does."""
-    parts, runner = await asyncio.to_thread(_load, options)
+    # On a thread that ends: torch keeps a team of OpenMP threads for each thread that computed, and a second one beside
+    # the engine's own halved its speed on two cores.
+    with ThreadPoolExecutor(1, "anaphora-load") as loader:
+        parts, runner = await asyncio.get_running_loop().run_in_executor(loader, _load, options)
     service = ChatService(parts, runner)
     service.open()
     return service

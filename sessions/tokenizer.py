@@ -2,28 +2,27 @@
 tensors.
 
 Ordinary conversations get exactly the ids of `transformers`' `apply_chat_template(..., tokenize=True)`. A
-prompt's plain segments are encoded by copies of the backend that match no control token, so text cannot
-become one. Threads: `encode` and `decode` may be called from one thread at a time (the encode cache is not
-locked).
+prompt's plain segments are encoded without control tokens (`plain_encoder`), so text cannot become one. Threads:
+any may call `encode` and `decode`, at the same time too.
 """
 
 import datetime
 import json
-from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
 from tokenizers import Tokenizer as Backend
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
 from sessions.control_tokens import ControlToken, ControlTokens, is_control
-from sessions.errors import InvalidRequest, ModelRefused
+from sessions.errors import ContextLengthExceeded, ModelRefused
+from sessions.plain_encoder import PlainEncoder, TooManyTokensError
 from sessions.prompt import ChatTemplate, Prompt, Segment, TemplateError
 from sessions.types import TokenId
 
@@ -38,7 +37,6 @@ DEFAULT_TEMPLATE: Final = (
 )
 """ChatML, for a model that brings no template (a base model): plain, append-stable, and widely trained on."""
 
-CACHE_BYTES: Final = 64 << 20
 _END_OF_TURN: Final = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 _compile_jinja: Callable[[str], jinja2.Template] = _cached_compile_jinja_template
 """What `apply_chat_template` compiles with; despite its name it caches nothing. Private, so one more reason
@@ -56,14 +54,17 @@ _TEMPLATE_ERRORS: Final = (
 class Tokenizer:
     """Made by `Tokenizer.load`. Ids are those of the model's own vocabulary.
 
-    eos_token_ids: any of these ends a reply. digest, template_digest: hex sha256, for the hash root.
+    eos_token_ids: any of these ends a reply. code_point_endings: see `Detokenizer`.
+    digest, template_digest: hex sha256, for the hash root.
     """
 
     def __init__(self, hf: PreTrainedTokenizerBase, generation_eos: Sequence[int], today: datetime.datetime) -> None:
         self._backend: Backend = hf.backend_tokenizer
         backend_json = json.loads(self._backend.to_str())
         control_tokens = ControlTokens(_control_tokens(backend_json))
-        self._encoder = _PlainEncoder(backend_json, control_tokens)
+        self._encoder = PlainEncoder(backend_json, control_tokens)
+        byte_fallback = backend_json["model"].get("byte_fallback", False)
+        self.code_point_endings = _code_point_endings(self._backend, byte_fallback=byte_fallback)
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
         chat_ends = {token.id for text, token in control_tokens.by_text.items() if text in _END_OF_TURN}
         own_eos = () if hf.eos_token_id is None else (TokenId(hf.eos_token_id),)
@@ -89,104 +90,67 @@ class Tokenizer:
         return cls(hf, _generation_eos(folder), today)
 
     def encode(
-        self, prompt: Prompt, *, scope: str = "", spliced: Mapping[int, Sequence[TokenId]] | None = None
+        self,
+        prompt: Prompt,
+        *,
+        scope: str = "",
+        spliced: Mapping[int, Sequence[TokenId]] | None = None,
+        max_model_len: int = sys.maxsize,
     ) -> list[TokenId]:
         """The prompt's token ids. Only segments that `scope` has not encoded lately cost anything.
 
         scope: whose cache entries may be used. One tenant's, so that none can time what another one wrote.
         spliced: message index -> the ids to use for its content in place of encoding it (token-exact turns);
         entries whose content `prompt.contents` does not locate are ignored.
-        Raises InvalidRequest if a text could only be written with a control token.
+        Raises InvalidRequest if a text could only be written with a control token, and ContextLengthExceeded as soon
+        as it is certain that the prompt leaves no room for a reply.
         """
         ids: list[TokenId] = []
-        for segment in prompt.segments:
-            if segment.control_id is not None:
-                ids.append(segment.control_id)
-            elif spliced:
-                self._encode_spliced(segment, prompt, scope, spliced, ids)
+        parts = _parts(prompt, spliced or {})
+        for part in parts:
+            if isinstance(part, Segment):
+                try:
+                    ids.extend(
+                        self._encoder.encode(
+                            part.text, first=part.start == 0, scope=scope, room=max_model_len - len(ids)
+                        )
+                    )
+                except TooManyTokensError as error:
+                    raise ContextLengthExceeded(
+                        num_prompt_tokens=len(ids) + error.num_tokens, max_model_len=max_model_len, is_lower_bound=True
+                    ) from None
             else:
-                ids.extend(self._encoder.encode(segment.text, first=segment.start == 0, scope=scope))
+                ids.extend(part)
+            if len(ids) >= max_model_len:
+                raise ContextLengthExceeded(
+                    num_prompt_tokens=len(ids),
+                    max_model_len=max_model_len,
+                    is_lower_bound=next(parts, None) is not None,
+                )
         return ids
+
+    def encode_text(self, text: str, *, scope: str) -> list[TokenId]:
+        """Token ids of plain text as it would stand inside a prompt, without control tokens."""
+        return list(self._encoder.encode(text, first=False, scope=scope))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out. Bytes that are not whole UTF-8 read as U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=True)
 
-    def _encode_spliced(
-        self,
-        segment: Segment,
-        prompt: Prompt,
-        scope: str,
-        spliced: Mapping[int, Sequence[TokenId]],
-        ids: list[TokenId],
-    ) -> None:
+
+def _parts(prompt: Prompt, spliced: Mapping[int, Sequence[TokenId]]) -> Iterator[Segment | Sequence[TokenId]]:
+    """The prompt from left to right, as plain text to encode and as ids that are known."""
+    for segment in prompt.segments:
+        if segment.control_id is not None:
+            yield (segment.control_id,)
+            continue
         at = segment.start
-        end = segment.start + len(segment.text)
-        for span in prompt.contents_within(segment):
+        for span in prompt.contents_within(segment) if spliced else ():
             if span.message in spliced:
-                ids.extend(self._encoder.encode(prompt.text[at : span.start], first=at == 0, scope=scope))
-                ids.extend(spliced[span.message])
+                yield Segment(at, prompt.text[at : span.start])
+                yield spliced[span.message]
                 at = span.end
-        ids.extend(self._encoder.encode(prompt.text[at:end], first=at == 0, scope=scope))
-
-
-class _PlainEncoder:
-    """Text to ids with control tokens switched off, through a bounded least-recently-used cache."""
-
-    def __init__(self, backend_json: dict[str, Any], control_tokens: ControlTokens) -> None:
-        self._control_tokens = control_tokens
-        self._never_spelt = control_tokens.ids - _spelling_ids(backend_json)
-        self._first = _plain_backend(backend_json, control_tokens)
-        self._later = _plain_backend(_without_prefix_space(backend_json), control_tokens)
-        self._cache: OrderedDict[tuple[str, bool, str], array[int]] = OrderedDict()
-        self._cached_bytes = 0
-
-    def encode(self, text: str, *, first: bool, scope: str) -> Sequence[TokenId]:
-        """first: `text` opens the prompt, where some tokenizers put a prefix space."""
-        if not text:
-            return ()
-        key = (scope, first, text)
-        cached = self._cache.get(key)
-        if cached is None:
-            cached = array("I", self._encode(text, self._first if first else self._later))
-            self._cache[key] = cached
-            self._cached_bytes += _entry_bytes(text, cached)
-            while self._cached_bytes > CACHE_BYTES:
-                (_, _, evicted_text), evicted = self._cache.popitem(last=False)
-                self._cached_bytes -= _entry_bytes(evicted_text, evicted)
-        else:
-            self._cache.move_to_end(key)
-        return cached  # type: ignore[return-value]  # array[int] holds TokenIds
-
-    def _encode(self, text: str, backend: Backend) -> list[int]:
-        """A vocabulary may hold a control token's text as an ordinary piece (Unigram's `</s>`), and a
-        normaliser may make it of other text (NFKC, of full-width brackets). Then the text is cut smaller.
-        """
-        for cut in (_whole, self._control_tokens.break_up, list):
-            ids: list[int] = []
-            for piece, encoder in zip(cut(text), chain([backend], repeat(self._later)), strict=False):
-                ids += encoder.encode(piece, add_special_tokens=False).ids
-            if self._never_spelt.isdisjoint(ids):
-                return ids
-        raise InvalidRequest("A text cannot be written without a control token.", param="messages")
-
-
-def _whole(text: str) -> list[str]:
-    return [text]
-
-
-def _spelling_ids(backend_json: dict[str, Any]) -> set[int]:
-    """What the model spells text with although it looks like control tokens: unknown, single bytes."""
-    model = backend_json["model"]
-    if model["type"] == "Unigram":
-        return set() if model["unk_id"] is None else {model["unk_id"]}
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)] if model.get("byte_fallback") else []
-    spelling = [model.get("unk_token"), *byte_tokens]
-    return {model["vocab"][text] for text in spelling if text in model["vocab"]}
-
-
-def _entry_bytes(text: str, ids: "array[int]") -> int:
-    return 4 * len(text) + ids.itemsize * len(ids) + 256
+        yield Segment(at, segment.text[at - segment.start :])
 
 
 def _control_tokens(backend_json: dict[str, Any]) -> list[ControlToken]:
@@ -197,23 +161,17 @@ def _control_tokens(backend_json: dict[str, Any]) -> list[ControlToken]:
     ]
 
 
-def _plain_backend(backend_json: dict[str, Any], control_tokens: ControlTokens) -> Backend:
-    """A backend in which exactly the control tokens are special, and special tokens are read as text."""
-    added = [{**token, "special": token["id"] in control_tokens.ids} for token in backend_json["added_tokens"]]
-    backend = Backend.from_str(json.dumps({**backend_json, "added_tokens": added}))
-    backend.encode_special_tokens = True
-    return backend
-
-
-def _without_prefix_space(node: Any) -> Any:
-    """The JSON without the space that Metaspace puts before the first piece of a whole text."""
-    if isinstance(node, dict):
-        if node.get("type") == "Metaspace" and node.get("prepend_scheme") == "first":
-            return {**node, "prepend_scheme": "never"}
-        return {key: value if key == "model" else _without_prefix_space(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_without_prefix_space(part) for part in node]
-    return node
+def _code_point_endings(backend: Backend, *, byte_fallback: bool) -> tuple[tuple[int, ...], ...]:
+    """Tokens of bytes: one of these makes any beginning of a UTF-8 code point whole. None if bytes are no tokens."""
+    if byte_fallback:
+        names = ["<0x80>", "<0x90>", "<0xA0>"]
+    else:
+        ((spelt, _),) = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("\u0800\U00010000")
+        names = [spelt[2], spelt[4], spelt[1]]  # E0 A0 80, F0 90 80 80
+    x80, x90, xa0 = map(backend.token_to_id, names)
+    if x80 is None or x90 is None or xa0 is None:
+        return ()
+    return ((x80,), (x80, x80), (x80, x80, x80), (xa0, x80), (x90, x80, x80))
 
 
 def _generation_eos(folder: Path) -> list[int]:

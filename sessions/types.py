@@ -89,6 +89,8 @@ class ChatRequest:
     cache_salt: str | None = None
     """Narrows sharing inside the tenant; never widens it."""
     tools: tuple[Tool, ...] = ()
+    prediction: str = ""
+    """What the client expects the answer to be; a source of drafts, never of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,15 @@ class Usage:
 
     cached_tokens: prompt tokens whose KV came from the pool (the best over the choices' shared prompt).
     cache_write_tokens: prompt tokens computed now and kept for later turns.
+    accepted_prediction_tokens, rejected_prediction_tokens: tokens of the prediction that were tried as drafts.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     cache_write_tokens: int
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 
 from sessions.engine.block_table import Ids
-from sessions.engine.request import Request
 from sessions.engine.schedule import Draw, Scheduled
 
 SEQUENCE = np.dtype(

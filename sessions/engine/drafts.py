@@ -1,9 +1,9 @@
 """Drafts: guesses of a request's next tokens, verified in the step that would have computed one token anyway.
 
 At a few rows a step costs what its weights cost to read, so checking three guesses is nearly free. A guess costs no
-model: it is what the pool already holds after the same prefix (a regenerated answer, an identical question, an agent
-repeating itself), or else what followed the last three tokens where they stood before in this request's own text
-(prompt lookup decoding, https://github.com/apoorvumang/prompt-lookup-decoding).
+model: it is what the client said to expect (`prediction`), or what the pool already holds after the same prefix (a
+regenerated answer, an identical question, an agent repeating itself), or else what followed the last three tokens where
+they stood before in this request's own text (prompt lookup, https://github.com/apoorvumang/prompt-lookup-decoding).
 
     known      .. T T T                the last one not computed yet
     drafts            d0 d1 d2         step computes T d0 d1 d2 and draws a token after each
@@ -14,6 +14,7 @@ with drafts and without, greedy or sampled. Pure; engine thread only.
 """
 
 from array import array
+from collections.abc import Sequence
 
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.request import Request
@@ -26,6 +27,8 @@ NGRAM = 3
 
 LOOKUP_WINDOW = 8192
 """How many of the request's latest tokens are searched."""
+
+WIDTH = array("I").itemsize
 
 LONGEST_PAUSE = 32
 """Steps without drafts, at most, after drafts that were all wrong (1, 3, 7, ...)."""
@@ -48,7 +51,9 @@ class Drafter:
         if request.draft_pause > 0:
             request.draft_pause -= 1
             return ()
-        return self._from_pool(request, limit) or self._from_text(request, limit)
+        drafts = self._from_prediction(request, limit)
+        request.is_predicted = bool(drafts)
+        return drafts or self._from_pool(request, limit) or self._from_text(request, limit)
 
     def observe(self, request: Request, num_drafts: int, num_accepted: int) -> None:
         """A step tried `num_drafts` and kept `num_accepted` of them."""
@@ -56,8 +61,23 @@ class Drafter:
             return
         self.num_draft_tokens += num_drafts
         self.num_accepted_tokens += num_accepted
+        if request.is_predicted:
+            request.num_accepted_prediction_tokens += num_accepted
+            request.num_rejected_prediction_tokens += num_drafts - num_accepted
         request.draft_misses = 0 if num_accepted else min(2 * request.draft_misses + 1, LONGEST_PAUSE)
         request.draft_pause = request.draft_misses
+
+    def _from_prediction(self, request: Request, limit: int) -> tuple[int, ...]:
+        """What the prediction says after the output's last tokens, looked for near where it would stand first."""
+        if not request.prediction or not request.num_output_tokens:
+            return request.prediction[:limit]
+        count = min(NGRAM, request.num_output_tokens)
+        last = request.token_ids[-count:]
+        text = array("I", request.prediction).tobytes()
+        at = find_tokens(text, last, max(0, request.num_output_tokens - count))
+        if at < 0:
+            at = find_tokens(text, last, 0)
+        return request.prediction[at + count : at + count + limit] if at >= 0 else ()
 
     def _from_pool(self, request: Request, limit: int) -> tuple[int, ...]:
         num_blocks = request.num_registered_blocks
@@ -70,15 +90,23 @@ class Drafter:
             return ()
         start = max(0, request.num_tokens - LOOKUP_WINDOW)
         text = array("I", request.token_ids[start:]).tobytes()
-        width = array("I").itemsize
-        pattern = text[-NGRAM * width :]
-        at = text.rfind(pattern, 0, len(text) - width)
-        while at >= 0 and at % width:  # a match that straddles tokens
+        pattern = text[-NGRAM * WIDTH :]
+        at = text.rfind(pattern, 0, len(text) - WIDTH)
+        while at >= 0 and at % WIDTH:
             at = text.rfind(pattern, 0, at + len(pattern) - 1)
         if at < 0:
             return ()
-        after = start + at // width + NGRAM
+        after = start + at // WIDTH + NGRAM
         drafts = request.token_ids[after : after + limit]
         while len(drafts) < limit:  # a repetition that has caught up with itself goes on repeating
             drafts.append(drafts[len(drafts) - (request.num_tokens - after)])
         return tuple(drafts)
+
+
+def find_tokens(text: bytes, token_ids: Sequence[int], start: int) -> int:
+    """Where `token_ids` first stand in `text` (bytes of array("I")) at or after token `start`; -1 if nowhere."""
+    pattern = array("I", token_ids).tobytes()
+    at = text.find(pattern, start * WIDTH)
+    while at >= 0 and at % WIDTH:  # a match that straddles tokens
+        at = text.find(pattern, at + 1)
+    return at // WIDTH if at >= 0 else -1

@@ -22,6 +22,8 @@ from sessions.types import BlockHash, RequestId
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
+STOPPED = "The engine has stopped."
+
 MAX_CONSECUTIVE_FAILURES = 3
 """Steps that may raise in a row before the engine gives up and `is_alive` turns false."""
 
@@ -51,6 +53,8 @@ class Engine:
         self._runner = runner
         self._deliver = deliver
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._inbox_lock = threading.Lock()
+        self._is_closed = False
         self._stopping = False
         self._num_failures = 0
         self._thread = threading.Thread(target=self._run, name="anaphora-engine", daemon=True)
@@ -63,15 +67,19 @@ class Engine:
         return self._thread.is_alive()
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Its outputs come through `deliver` until one has a finish reason or an error."""
-        self._inbox.put(lambda: self.scheduler.add(request))
+        """Queue a request. Its outputs come through `deliver` until one has a finish reason or an error.
+
+        A stopped engine delivers the error at once, on the calling thread.
+        """
+        if not self._post(lambda: self.scheduler.add(request)):
+            self._deliver(self._lost([request], STOPPED))
 
     def abort(self, request_id: RequestId) -> None:
         """End a request; its blocks are free before the next step. No output follows. Unknown ids are ignored."""
-        self._inbox.put(lambda: self._abort(request_id))
+        self._post(lambda: self._abort(request_id))
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Run `function` on the engine thread, between steps."""
+        """Run `function` on the engine thread, between steps. RuntimeError in the future if the engine has stopped."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -80,12 +88,13 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - handed to the caller
                 future.set_exception(error)
 
-        self._inbox.put(run)
+        if not self._post(run):
+            future.set_exception(RuntimeError(STOPPED))
         return future
 
     def stop(self, timeout_s: float) -> None:
         """Finish the step under way and end the thread."""
-        self._inbox.put(self._set_stopping)
+        self._post(self._set_stopping)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -104,9 +113,20 @@ class Engine:
             self._take_inbox()
             if self.scheduler.has_work and not self._stopping:
                 self._deliver(self._guarded_step())
+        with self._inbox_lock:
+            self._is_closed = True
+        while not self._inbox.empty():
+            self._inbox.get()()
         waiting = list(self.scheduler.waiting)
         self.scheduler.waiting.clear()
-        self._deliver(self._lost(waiting + self.scheduler.fail_running(), "The engine has stopped."))
+        self._deliver(self._lost(waiting + self.scheduler.fail_running(), STOPPED))
+
+    def _post(self, item: Callable[[], None]) -> bool:
+        """Any thread. False if the engine takes nothing any more; what was taken before is still done."""
+        with self._inbox_lock:
+            if not self._is_closed:
+                self._inbox.put(item)
+            return not self._is_closed
 
     def _take_inbox(self) -> None:
         """Do everything that has come in; sleep only when there is nothing to run."""

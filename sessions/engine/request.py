@@ -38,6 +38,8 @@ class Request:
     max_tokens: int
     eos_token_ids: frozenset[int]
     seed: int
+    prediction: tuple[int, ...] = ()
+    """What the client expects the output to be: a source of drafts."""
     num_prompt_tokens: int = field(init=False)
     status: RequestStatus = RequestStatus.WAITING
     block_table: BlockTable = field(default_factory=BlockTable)
@@ -46,6 +48,10 @@ class Request:
     """Prompt tokens found in the pool at first admission; None before that."""
     admitted_at: float | None = None
     """time.monotonic() of the first admission."""
+    is_predicted: bool = False
+    """Did the drafts under way come from `prediction`?"""
+    num_accepted_prediction_tokens: int = 0
+    num_rejected_prediction_tokens: int = 0
     draft_pause: int = 0
     """Steps to come without drafts."""
     draft_misses: int = 0
@@ -95,6 +101,7 @@ class RequestOutput:
     """What one step did for one request; the only thing that leaves the engine.
 
     num_cached_tokens: as in `Request`. error: set when the engine lost the request.
+    prediction: how many tokens of the request's prediction were right, and wrong, so far.
     admitted_at: time.monotonic() when the engine first ran it.
     stored: hashes from the first block on, when this step made prompt or turn complete (BlockStored).
     """
@@ -107,3 +114,4 @@ class RequestOutput:
     stored: tuple[BlockHash, ...] = ()
     admitted_at: float | None = None
     error: str | None = None
+    prediction: tuple[int, int] = (0, 0)

@@ -13,6 +13,7 @@ from hashlib import blake2b
 import torch
 
 from sessions.engine.schedule import Draw
+from sessions.types import SamplingParams
 
 
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -64,29 +65,51 @@ def _output_counts(draw: Draw) -> dict[int, int]:
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """logits: [S, V] float32 -> [S] token ids drawn at each request's temperature."""
+    """logits: [S, V] float32 -> [S] token ids drawn at each request's temperature.
 
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
-
-    temperature = column([draw.request.params.temperature for draw in draws])
-    uniforms = column([uniform(draw.request.seed, draw.position) for draw in draws])
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    Filtered rows are drawn from their sorted probabilities, the others as they stand: how a row is drawn must not
+    depend on its neighbours.
+    """
     params = [draw.request.params for draw in draws]
-    order = None
-    if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
-        vocabulary = probabilities.shape[-1]
-        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(vocabulary, device=logits.device)[None]
-        keep = rank < column([p.top_k or vocabulary for p in params])
-        keep &= probabilities >= probabilities[:, :1] * column([p.min_p for p in params])
-        before = probabilities.cumsum(dim=-1) - probabilities
-        keep &= before < column([p.top_p if p.top_p < 1 else 2.0 for p in params])
-        keep[:, 0] = True
-        probabilities = probabilities * keep
+    temperature = _column([p.temperature for p in params], logits)
+    uniforms = _column([uniform(draw.request.seed, draw.position) for draw in draws], logits)
+    # The largest logit becomes 0 first, so that the smallest temperature ends in -inf elsewhere and not in inf there.
+    centred = logits.double() - logits.amax(dim=-1, keepdim=True)
+    probabilities = torch.softmax(centred / temperature, dim=-1)
+    token_ids = torch.empty(len(draws), dtype=torch.int64, device=logits.device)
+    for filtered in (False, True):
+        rows = [row for row, p in enumerate(params) if bool(p.top_k or p.top_p < 1 or p.min_p) is filtered]
+        if not rows:
+            continue
+        index = torch.tensor(rows, device=logits.device)
+        chosen, order = probabilities[index], None
+        if filtered:
+            chosen, order = _filter(chosen, [params[row] for row in rows])
+        position = _invert(chosen, uniforms[index])
+        token_ids[index] = (position if order is None else order.gather(1, position))[:, 0]
+    return token_ids
+
+
+def _filter(probabilities: torch.Tensor, params: Sequence[SamplingParams]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[S, V] -> the same sorted, largest first, zero where a filter cuts; and the token id of each place."""
+    vocabulary = probabilities.shape[-1]
+    probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(vocabulary, device=probabilities.device)[None]
+    keep = rank < _column([p.top_k or vocabulary for p in params], probabilities)
+    keep &= probabilities >= probabilities[:, :1] * _column([p.min_p for p in params], probabilities)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    keep &= before < _column([p.top_p if p.top_p < 1 else 2.0 for p in params], probabilities)
+    keep[:, 0] = True
+    return probabilities * keep, order
+
+
+def _invert(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Inverse transform sampling: [S, V] and [S, 1] in [0, 1) -> [S, 1] places."""
     cumulative = probabilities.cumsum(dim=-1)
     # Strictly greater: a token of probability zero is never drawn, not even by a draw of exactly zero.
-    position = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True).clamp_(
-        max=probabilities.shape[-1] - 1
-    )
-    return (position if order is None else order.gather(1, position))[:, 0]
+    place = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
+    return place.clamp_(max=probabilities.shape[-1] - 1)
+
+
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None]

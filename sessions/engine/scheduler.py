@@ -257,6 +257,7 @@ class Scheduler:
             request.root,
             stored,
             request.admitted_at,
+            prediction=(request.num_accepted_prediction_tokens, request.num_rejected_prediction_tokens),
         )
 
     def _register_full_blocks(self, request: Request) -> None:

@@ -256,3 +256,17 @@ def test_another_model_is_not_found(client: OpenAI, name: str) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve(name)
     assert caught.value.code == "model_not_found"
+
+
+def test_a_right_prediction_is_accepted_and_changes_nothing(client: OpenAI) -> None:
+    plain = ask(client, max_tokens=24, ignore_eos=True)
+    text = plain.choices[0].message.content
+    assert text is not None
+    predicted = ask(
+        client, max_tokens=24, ignore_eos=True, cache_salt="apart", prediction={"type": "content", "content": text}
+    )
+    assert predicted.choices[0].message.content == text
+    assert plain.usage is not None and predicted.usage is not None
+    details = predicted.usage.completion_tokens_details
+    assert details is not None and details.accepted_prediction_tokens is not None
+    assert details.accepted_prediction_tokens > 0

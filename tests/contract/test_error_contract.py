@@ -24,8 +24,10 @@ def ask(client: OpenAI, **parameters: Any) -> Any:
     [
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"stop": ["a"] * 5}, "stop", "invalid_value"),
+        ({"stop": "x" * 1001}, "stop", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"logit_bias": {"999": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"1": 100, "00000001": 100}}, "logit_bias", "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"logprobs": True, "top_logprobs": 1}, "logprobs", "unsupported_parameter"),
@@ -58,6 +60,12 @@ def test_another_model_is_a_404(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         ask(client, model="gpt-9")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def test_the_name_of_an_unknown_model_is_not_echoed_at_length(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        ask(client, model="x" * 1_000_000)
+    assert len(caught.value.response.content) < 500
 
 
 def test_api_keys(serve: Serve) -> None:
@@ -175,6 +183,14 @@ def test_metrics_and_schema_are_served(server: RunningServer, client: OpenAI) ->
     schema = httpx.get(server.origin + "/schema/openapi.json").json()
     assert {"/v1/chat/completions", "/v1/models", "/health", "/ready", "/metrics"} <= set(schema["paths"])
     assert httpx.get(server.origin + "/schema").headers["content-type"].endswith("json")
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_probes_may_ask_for_the_head_alone(server: RunningServer, path: str) -> None:
+    whole, head = httpx.get(server.origin + path), httpx.head(server.origin + path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+    assert head.headers["x-request-id"]
 
 
 def test_cors_is_off_unless_asked_for(server: RunningServer, serve: Serve) -> None:

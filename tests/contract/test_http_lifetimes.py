@@ -267,6 +267,29 @@ def test_a_drain_refuses_new_work_and_finishes_what_runs(serve: Serve) -> None:
     assert finished.json()["usage"]["completion_tokens"] == 20
 
 
+def test_from_the_signal_on_new_connections_are_refused_and_idle_ones_closed(serve: Serve) -> None:
+    server = serve(shutdown_timeout_s=20)
+    url = server.origin + "/v1/chat/completions"
+
+    def is_refused() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", server.port), timeout=5) as idle:
+        with server.engine_held():
+            running = pool.submit(httpx.post, url, json=body(max_tokens=2, ignore_eos=True), timeout=20)
+            eventually(lambda: server.service.stats().num_requests_waiting == 1, "the request is accepted")
+            server.on_loop(lambda: server.server.handle_exit(signal.SIGTERM, None))
+            eventually(is_refused, "new connections are refused")
+            assert idle.recv(1) == b""
+            assert not running.done()
+        finished = running.result(20)
+    assert (finished.status_code, finished.headers["connection"]) == (200, "close")
+
+
 def test_a_stream_that_outlives_the_drain_ends_with_an_error_event(serve: Serve) -> None:
     server = serve(shutdown_timeout_s=0.3)
     lines: list[str] = []

@@ -32,11 +32,12 @@ class Bench:
         root: bytes = b"r",
         eos: Collection[int] = (),
         params: SamplingParams = GREEDY,
+        prediction: Collection[int] = (),
     ) -> Request:
         chain = HashChain(BlockHash(root * 16), self.config.block_size)
         chain.extend(prompt)
         request_id = RequestId(str(len(self.requests)))
-        request = Request(request_id, list(prompt), chain, params, max_tokens, frozenset(eos), 0)
+        request = Request(request_id, list(prompt), chain, params, max_tokens, frozenset(eos), 0, tuple(prediction))
         self.requests.append(request)
         self.scheduler.add(request)
         return request

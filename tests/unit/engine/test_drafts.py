@@ -147,3 +147,36 @@ def test_a_draw_after_drafts_is_the_draw_after_the_same_tokens(params: SamplingP
         logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed))
         guessed, sure = Draw(0, known, drafts), Draw(0, grown, ())
         assert sample(logits.clone(), [guessed]) == sample(logits.clone(), [sure])
+
+
+def test_a_right_prediction_comes_in_a_quarter_of_the_steps_and_is_counted() -> None:
+    plain = Bench(max_num_draft_tokens=3)
+    answer = plain.add([1, 2, 3], max_tokens=20)
+    plain.run()
+    bench = Bench(max_num_draft_tokens=3)
+    request = bench.add([1, 2, 3], max_tokens=20, prediction=answer.token_ids[3:])
+    assert num_steps(bench) == 5
+    assert request.token_ids == answer.token_ids
+    assert (request.num_accepted_prediction_tokens, request.num_rejected_prediction_tokens) == (15, 0)
+
+
+def test_a_prediction_that_errs_in_the_middle_is_found_again_after_it() -> None:
+    plain = Bench(max_num_draft_tokens=0)
+    answer = plain.add([1, 2, 3], max_tokens=40)
+    plain.run()
+    output = answer.token_ids[3:]
+    bench = Bench(max_num_draft_tokens=3)
+    request = bench.add([1, 2, 3], max_tokens=40, prediction=[*output[:12], 49, 49, 49, *output[12:]])
+    assert num_steps(bench) < 25
+    assert request.token_ids == answer.token_ids
+    assert request.num_accepted_prediction_tokens > 20
+    assert request.num_rejected_prediction_tokens > 0
+
+
+def test_a_wrong_prediction_changes_nothing() -> None:
+    bench = Bench(max_num_draft_tokens=3)
+    request = bench.add([1, 2, 3], max_tokens=20, prediction=[49] * 30)
+    bench.run()
+    assert request.token_ids == expected(request)
+    assert request.num_accepted_prediction_tokens == 0
+    assert request.num_rejected_prediction_tokens >= 3

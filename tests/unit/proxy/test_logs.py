@@ -42,12 +42,12 @@ def scope(path: bytes = b"/v1/chat/completions", headers: list[tuple[bytes, byte
 
 def test_structlog_and_the_standard_library_are_written_alike(lines: io.StringIO) -> None:
     structlog.get_logger("anaphora").info("pool ready", tokens=7)
-    logging.getLogger("uvicorn.error").warning("from %s", "uvicorn")
+    logging.getLogger("uvicorn.error").error("from %s", "uvicorn")
     logging.getLogger("uvicorn.error").info("Started server process")
     logging.getLogger("x").debug("too fine")
     first, second = records(lines)
     assert (first["event"], first["tokens"], first["level"], first["logger"]) == ("pool ready", 7, "info", "anaphora")
-    assert (second["event"], second["level"]) == ("from uvicorn", "warning")
+    assert (second["event"], second["level"]) == ("from uvicorn", "error")
 
 
 def test_an_unexpected_error_is_logged_without_its_text(lines: io.StringIO) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from proxy.__main__ import main
+from proxy.__main__ import bind, main
 from proxy.metrics import Metrics
 from proxy.options import SettingsError, load_settings, option_name, shown_default, variable_name
 from proxy.settings import Settings, parse_api_keys
@@ -87,6 +87,10 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"index": "redis"}, "--index redis needs --redis-url (ANAPHORA_REDIS_URL)."),
         ({"max_num_seqs": "300"}, "--max-num-seqs must not exceed --max-num-batched-tokens"),
         ({"redis_url": "http://secret@x"}, "--redis-url (ANAPHORA_REDIS_URL): the URL must begin with redis://"),
+        ({"redis_url": "redis://localhost:abc"}, "--redis-url (ANAPHORA_REDIS_URL): the URL's host, port"),
+        ({"redis_url": "redis://u:secret/x@host"}, "--redis-url (ANAPHORA_REDIS_URL): the URL's host, port"),
+        ({"redis_url": "redis://[::1"}, "--redis-url (ANAPHORA_REDIS_URL): the URL's host, port"),
+        ({"redis_url": "redis://host?db=secret"}, "--redis-url (ANAPHORA_REDIS_URL): the URL's host, port"),
         ({"api_keys": "alice=sk-1,sk-secret"}, "--api-keys (ANAPHORA_API_KEYS): entry 2 of the API keys"),
         ({"api_keys_file": "nowhere/keys"}, "--api-keys-file: cannot be read: No such file"),
     ],
@@ -113,6 +117,54 @@ def test_the_command_prints_the_sentence_and_exits_with_2() -> None:
     assert result.stderr == "Error: --port (ANAPHORA_PORT): the value should be less than or equal to 65535.\n"
 
 
+def refused(*options: str) -> tuple[int, str]:
+    """Exit code and standard error of a real `anaphora serve` that does not get as far as a model."""
+    command = [sys.executable, "-m", "proxy", "serve", "--index", "off", *options]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--host", "nonsense.invalid"), "Cannot listen on nonsense.invalid:0: "),
+        (("--host", "a..b"), "Cannot listen on a..b:0: that is no host name."),
+        (("--cache-dir", "/proc/nope"), "--cache-dir (ANAPHORA_CACHE_DIR): /proc/nope cannot be used: "),
+        (("--cache-dir", __file__ + "/x"), "--cache-dir (ANAPHORA_CACHE_DIR): "),
+    ],
+)
+def test_a_value_refused_after_the_settings_is_one_sentence_too(options: tuple[str, ...], sentence: str) -> None:
+    exit_code, errors = refused("--port", "0", *options)
+    assert exit_code == 2
+    assert errors.splitlines()[-1].startswith("Error: " + sentence)
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--model", "/nope"), "There is no folder /nope."),
+        (("--quantization", "fp16", "--dtype", "bfloat16"), "quantization 'fp16' needs"),
+    ],
+)
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_value_refused_by_the_model_exits_with_2(options: tuple[str, ...], sentence: str) -> None:
+    exit_code, errors = refused("--port", "0", *options)
+    assert exit_code == 2
+    assert errors.splitlines()[-1].startswith("Error: ")
+    assert sentence in errors.splitlines()[-1]
+
+
+def test_a_port_in_use_exits_with_1() -> None:
+    with bind("127.0.0.1", 0) as held:
+        held.listen()
+        exit_code, errors = refused("--port", str(held.getsockname()[1]))
+    assert exit_code == 1
+    assert errors.startswith("Error: 127.0.0.1:")
+    assert "is in use" in errors
+
+
 def test_secrets_are_not_in_the_representation() -> None:
     settings = Settings(api_keys="alice=sk-hidden", secret="hidden, and long enough", redis_url="redis://:hidden@x")
     assert "hidden" not in repr(settings)
@@ -123,6 +175,31 @@ def test_api_keys_of_option_and_file_are_joined(tmp_path: Path) -> None:
     keys.write_text("# rotated in May\nbob=sk-2\n\nbob = sk-3  # the new one\n", encoding="utf-8")
     settings = load_settings({"api_keys": "alice=sk-1,", "api_keys_file": str(keys)})
     assert settings.key_pairs() == (("alice", "sk-1"), ("bob", "sk-2"), ("bob", "sk-3"))
+
+
+def test_a_hash_is_part_of_a_key(tmp_path: Path) -> None:
+    """A secret cut short in silence would be a short secret. In a file a comment starts a line or follows a blank."""
+    assert load_settings({"api_keys": "alice=sk#1, bob=#2"}).key_pairs() == (("alice", "sk#1"), ("bob", "#2"))
+    keys = tmp_path / "keys"
+    keys.write_text("  # alice=sk-0\nalice=sk#1\t# new, bob=sk-9\n#\nbob=#2\n", encoding="utf-8")
+    settings = load_settings({"api_keys": "carol=sk #3", "api_keys_file": str(keys)})
+    assert settings.key_pairs() == (("carol", "sk #3"), ("alice", "sk#1"), ("bob", "#2"))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"alice=\xff\xfesk-secret", "the file is not text in UTF-8."),
+        (b"alice=sk-secret\x00\x01", "entry 2 of the API keys holds a character that cannot be printed."),
+        (b"\x7fELF\x02\x01\x01", "entry 2 of the API keys is not of the form tenant=key."),
+    ],
+)
+def test_a_keys_file_that_is_none_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    keys = tmp_path / "keys"
+    keys.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"api_keys_file": str(keys)})
+    assert caught.value.format_message() == f"--api-keys-file: {sentence}"
 
 
 def test_a_key_given_twice_is_refused_without_quoting_it() -> None:

@@ -63,6 +63,8 @@ def test_every_sampling_parameter_arrives() -> None:
 def test_top_k_minus_one_is_off_and_a_lone_stop_is_one_sequence() -> None:
     assert translate(top_k=-1).params.top_k == 0
     assert translate(stop="end").params.stop == ("end",)
+    assert translate(stop="x" * 1000).params.stop == ("x" * 1000,)
+    assert translate(logit_bias={"0": 1, "10": 2}).params.logit_bias == ((0, 1), (10, 2))
     assert translate(seed=2**64 - 1).params.seed == 2**64 - 1
     assert translate(max_completion_tokens=4, max_tokens=4).params.max_tokens == 4
 
@@ -177,7 +179,6 @@ def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], param: str
         {"repetition_penalty": 1.0},
         {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
         {"parallel_tool_calls": False},
-        {"prediction": {"type": "content", "content": "x"}},
         {"metadata": {"k": "v"}, "store": True, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k"},
         {"service_tier": "flex", "verbosity": "low", "reasoning_effort": "none", "prompt_cache_retention": "24h"},
     ],
@@ -193,12 +194,14 @@ def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
         ({"n": 9}, "n"),
         ({"seed": 2**64}, "seed"),
         ({"seed": -(2**63) - 1}, "seed"),
-        ({"stop": ""}, "stop"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logit_bias": {"100": 1}}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 5, "01": 1}}, "logit_bias"),
+        ({"logit_bias": {"+1": 1}}, "logit_bias"),
+        ({"logit_bias": {"": 1}}, "logit_bias"),
         ({"logit_bias": {"٣": 1}}, "logit_bias"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sessions.detokenizer import Detokenizer, StopChecker, TextStream
+from sessions.detokenizer import Detokenizer, StopChecker, StopStrings, TextStream
 from sessions.tokenizer import Tokenizer
 
 FOLDERS = ["chatml_folder", "mistral_folder", pytest.param("smollm2_folder", marks=pytest.mark.model)]
@@ -91,6 +91,24 @@ def test_a_truncated_code_point_is_one_replacement_character_at_the_end() -> Non
     assert detokenizer.flush() == ""
 
 
+def test_a_code_point_cut_short_by_the_limit_is_not_shown(tokenizer: Tokenizer) -> None:
+    """Byte for byte: `max_tokens` may end a reply inside an emoji."""
+    ids = tokenizer._backend.encode("ok 🦄", add_special_tokens=False).ids
+    shown = ""
+    for end in range(1, len(ids) + 1):
+        detokenizer = Detokenizer(tokenizer.decode, tokenizer.code_point_endings)
+        shown = "".join(map(detokenizer.decode, ids[:end])) + detokenizer.flush()
+        assert "\ufffd" not in shown
+        assert "ok 🦄".startswith(shown.lstrip())
+    assert shown.lstrip() == "ok 🦄"
+
+
+def test_bytes_that_never_will_be_a_code_point_are_shown_at_the_end() -> None:
+    detokenizer = Detokenizer(one_byte, [[0x80], [0x80, 0x80], [0x80, 0x80, 0x80]])
+    text = "".join(detokenizer.decode(byte) for byte in b"a\xff") + detokenizer.flush()
+    assert text == "a\ufffd"
+
+
 def test_a_text_of_special_tokens_or_of_garbage_keeps_the_window_small() -> None:
     longest = 0
 
@@ -121,7 +139,7 @@ def test_special_tokens_do_not_eat_the_space_after_them(mistral_folder: Path) ->
     cuts=st.lists(st.integers(0, 30)),
 )
 def test_any_chunking_is_cut_at_the_first_complete_stop(text: str, stops: list[str], cuts: list[int]) -> None:
-    checker = StopChecker(stops)
+    checker = StopChecker(StopStrings(stops))
     expected = cut_at_first_complete_stop(text, stops)
     output = ""
     for start, end in pairwise([0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]):
@@ -146,13 +164,13 @@ def test_any_chunking_is_cut_at_the_first_complete_stop(text: str, stops: list[s
     ],
 )
 def test_what_leaves_when(stops: tuple[str, ...], pieces: list[str], outputs: list[str], rest: str) -> None:
-    checker = StopChecker(stops)
+    checker = StopChecker(StopStrings(stops))
     assert [checker.decode(piece) for piece in pieces] == outputs
     assert checker.flush() == rest
 
 
 def test_a_stop_across_tokens_counts_the_tokens_used() -> None:
-    stream = TextStream(one_byte, ("é!",))
+    stream = TextStream(one_byte, StopStrings(("é!",)))
     assert stream.decode(list("abé!".encode())[:3]) == "ab"
     assert stream.decode(list(b"\xa9!never seen")) == ""
     assert (stream.stopped, stream.num_tokens_used) == (True, 5)
@@ -160,7 +178,7 @@ def test_a_stop_across_tokens_counts_the_tokens_used() -> None:
 
 
 def test_flush_can_complete_a_stop() -> None:
-    stream = TextStream(one_byte, ("a\ufffd",))
+    stream = TextStream(one_byte, StopStrings(("a\ufffd",)))
     assert stream.decode([120, 97, 0xE6]) == "x"
     assert (stream.flush(), stream.stopped) == ("", True)
 
@@ -169,7 +187,7 @@ def test_flush_can_complete_a_stop() -> None:
 @given(ids=ids_lists, stop=st.lists(st.sampled_from(["the", " ", "a", "\ufffd", "東", "x y"]), max_size=3))
 def test_a_stream_is_the_whole_text_cut(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> None:
     ids = whole_characters(tokenizer, ids)
-    stream = TextStream(tokenizer.decode, tuple(stop))
+    stream = TextStream(tokenizer.decode, StopStrings(tuple(stop)))
     text = stream.decode(ids[:7]) + stream.decode(ids[7:]) + stream.flush()
     assert text == cut_at_first_complete_stop(tokenizer.decode(ids), stop)
 
@@ -185,6 +203,6 @@ def test_a_token_costs_the_same_however_long_the_text(smollm2_folder: Path) -> N
         most = max(most, len(some_ids))
         return tokenizer.decode(some_ids)
 
-    stream = TextStream(decode, ("never",))
+    stream = TextStream(decode, StopStrings(("never",)))
     assert stream.decode(ids) + stream.flush() == TEXT * 400
     assert most <= 24

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from sessions import plain_encoder
 from sessions import tokenizer as tokenizer_module
-from sessions.errors import InvalidRequest, ModelRefused
+from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from sessions.render import render
 from sessions.tokenizer import Tokenizer
 from sessions.types import Message, TokenId
@@ -222,7 +225,7 @@ def test_the_cache_is_bounded_used_and_kept_apart(chatml_folder: Path, monkeypat
     assert encode("hello there", first=True, scope="a") is first
     assert encode("hello there", first=True, scope="b") is not first
     assert encode("hello there", first=False, scope="a") is not first
-    monkeypatch.setattr(tokenizer_module, "CACHE_BYTES", 20_000)
+    monkeypatch.setattr(plain_encoder, "CACHE_BYTES", 20_000)
     for number in range(200):
         encode(f"text {number} " * 10, first=False, scope="a")
         assert encoder._cached_bytes <= 20_000
@@ -230,6 +233,42 @@ def test_the_cache_is_bounded_used_and_kept_apart(chatml_folder: Path, monkeypat
     assert encode("hello there", first=True, scope="a") is not first
     encode("x" * 100_000, first=False, scope="a")
     assert (len(encoder._cache), encoder._cached_bytes) == (0, 0)
+
+
+def test_threads_that_encode_the_same_texts_keep_the_cache_in_order(
+    chatml_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that missed the same key counted its bytes twice, until the cache threw out more than it had."""
+    encoder = Tokenizer.load(chatml_folder)._encoder
+    monkeypatch.setattr(plain_encoder, "CACHE_BYTES", 200_000)
+    texts = [f"{number} " * 6000 for number in range(4)]
+    start = threading.Barrier(4)
+
+    def encode_all(_: int) -> None:
+        for text in texts * 3:
+            start.wait(20)
+            encoder.encode(text, first=False, scope="a")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(encode_all, range(4)))
+    held = sum(plain_encoder._entry_bytes(text, ids) for (_, _, text), ids in encoder._cache.items())
+    assert encoder._cached_bytes == held <= 200_000
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(
+    smollm2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.load(smollm2_folder)
+    prompt = render([Message("user", "word " * 2_000_000)], [], tokenizer.template)
+    encoded = plain_encoder._encoded
+
+    def short_ones(backend: Any, pieces: list[str]) -> list[int]:
+        assert max(map(len, pieces)) < 1000, "it was encoded"
+        return encoded(backend, pieces)
+
+    monkeypatch.setattr(plain_encoder, "_encoded", short_ones)
+    with pytest.raises(ContextLengthExceeded):
+        tokenizer.encode(prompt, max_model_len=8192)
 
 
 @pytest.mark.model
