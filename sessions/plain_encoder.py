@@ -9,6 +9,7 @@ import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
 from typing import Any, Final
@@ -42,7 +43,7 @@ class PlainEncoder:
     def __init__(self, backend_json: dict[str, Any], control_tokens: ControlTokens) -> None:
         self._control_tokens = control_tokens
         self._never_spelt = control_tokens.ids - _spelling_ids(backend_json)
-        self._characters_per_token = _characters_per_token(backend_json, control_tokens)
+        self._bound = _token_bound(backend_json, control_tokens)
         self._first = _plain_backend(backend_json, control_tokens)
         self._later = _plain_backend(_without_prefix_space(backend_json), control_tokens)
         self._lock = Lock()
@@ -56,8 +57,8 @@ class PlainEncoder:
         """
         if not text:
             return ()
-        if self._characters_per_token and len(text) >= room * self._characters_per_token:
-            raise TooManyTokensError(-(-len(text) // self._characters_per_token))
+        if self._bound is not None and (fewest := self._bound.fewest_tokens(text)) >= room:
+            raise TooManyTokensError(fewest)
         key = (scope, first, text)
         with self._lock:
             cached = self._cache.get(key)
@@ -150,24 +151,33 @@ def _without_prefix_space(node: Any) -> Any:
 _BYTE_TOKENS: Final = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def _characters_per_token(backend_json: dict[str, Any], control_tokens: ControlTokens) -> int | None:
-    """No token stands for more characters of text; None where that is not certain.
+@dataclass(frozen=True, slots=True)
+class _TokenBound:
+    """No token stands for more than `characters_per_token` characters of text, `unwritten` ones not counted."""
 
-    Certain is a vocabulary that writes every byte, behind steps that drop no text: anything else may fuse or lose any
-    length of it.
-    """
+    characters_per_token: int
+    unwritten: tuple[str, ...]
+
+    def fewest_tokens(self, text: str) -> int:
+        """No more than this many are certain."""
+        num_written = len(text) - sum(map(text.count, self.unwritten))
+        return -(-num_written // self.characters_per_token)
+
+
+def _token_bound(backend_json: dict[str, Any], control_tokens: ControlTokens) -> _TokenBound | None:
+    """Certain of a vocabulary of bytes behind steps that drop no text; anything else may fuse or lose any length."""
     model = backend_json["model"]
     added = [token for token in backend_json["added_tokens"] if token["id"] not in control_tokens.ids]
     steps = [*_steps(backend_json["normalizer"]), *_steps(backend_json["pre_tokenizer"])]
+    unwritten = _unwritten(model, steps) if model["type"] == "BPE" else None
     if (
-        model["type"] != "BPE"
-        or not _writes_every_byte(model, steps)
+        unwritten is None
         or not all(map(_drops_no_text, steps))
         or any(token["lstrip"] or token["rstrip"] for token in added)
     ):
         return None
     longest = max(map(len, [*model["vocab"], *(token["content"] for token in added)]))
-    return longest * max((_MOST_JOINED.get(step["type"], 1) for step in steps), default=1)
+    return _TokenBound(longest * max((_MOST_JOINED.get(step["type"], 1) for step in steps), default=1), unwritten)
 
 
 def _steps(node: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -179,10 +189,18 @@ def _steps(node: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [step for part in node.get("normalizers", node.get("pretokenizers", [])) for step in _steps(part)]
 
 
-def _writes_every_byte(model: dict[str, Any], steps: Sequence[dict[str, Any]]) -> bool:
-    is_byte_level = any(step["type"] == "ByteLevel" for step in steps)
-    alphabet = ByteLevel.alphabet() if is_byte_level else _BYTE_TOKENS
-    return (is_byte_level or bool(model["byte_fallback"])) and all(text in model["vocab"] for text in alphabet)
+def _unwritten(model: dict[str, Any], steps: Sequence[dict[str, Any]]) -> tuple[str, ...] | None:
+    """The characters that the vocabulary has no bytes for and drops (some lack control characters of ASCII); None
+    where that cannot be told.
+    """
+    if not any(step["type"] == "ByteLevel" for step in steps):
+        has_bytes = model["byte_fallback"] and all(text in model["vocab"] for text in _BYTE_TOKENS)
+        return () if has_bytes else None
+    spell = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+    ((continuations, _),) = spell("".join(map(chr, range(0x80, 0xC0))))  # C2 80, C2 81, ...: in all that is not ASCII
+    if not all(text in model["vocab"] for text in continuations[1::2]):
+        return None
+    return tuple(text for text in map(chr, range(0x80)) if spell(text)[0][0] not in model["vocab"])
 
 
 def _drops_no_text(step: dict[str, Any]) -> bool:

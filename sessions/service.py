@@ -21,7 +21,7 @@ from sessions.engine.config import EngineConfig
 from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import Request
 from sessions.engine.scheduler import Scheduler
-from sessions.errors import Draining, EngineFailed, InvalidRequest
+from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
 from sessions.generation import Choice, Generation
 from sessions.hashing import HashChain, RootFields, root_hash, tenant_key
 from sessions.index import IndexSettings, PrefixIndex, open_index
@@ -117,7 +117,11 @@ class ChatService:
         self._admission.admit(num_choices)
 
     async def _encode(self, request: ChatRequest) -> tuple[list[TokenId], tuple[TokenId, ...]]:
-        """The ids of the prompt and of the prediction."""
+        """The ids of the prompt and of the prediction. A message is a token at the least: its template's."""
+        if len(request.messages) >= self.max_model_len:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=len(request.messages), max_model_len=self.max_model_len, is_lower_bound=True
+            )
 
         def encode() -> tuple[list[TokenId], tuple[TokenId, ...]]:
             prompt = render(

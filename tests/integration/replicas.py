@@ -5,6 +5,7 @@ and what of it can be cached are known from the messages alone.
 """
 
 import asyncio
+import codecs
 import itertools
 import re
 from collections.abc import Sequence
@@ -94,7 +95,9 @@ def reply_ids(prompt: Sequence[int]) -> list[int]:
 
 
 def text_of(reply: Sequence[int]) -> str:
-    return bytes(BYTES[token] for token in reply if token < IM_START).decode("utf-8", "replace")
+    """What is still an incomplete code point at the end is not shown."""
+    spelt = bytes(BYTES[token] for token in reply if token < IM_START)
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(spelt, final=False)
 
 
 def _byte_ids(text: str) -> list[int]:

@@ -192,6 +192,24 @@ def test_a_stream_is_the_whole_text_cut(tokenizer: Tokenizer, ids: list[int], st
     assert text == cut_at_first_complete_stop(tokenizer.decode(ids), stop)
 
 
+def test_choices_share_their_stop_strings_and_stop_apart() -> None:
+    stops = StopStrings(("ab",))
+    one, other = TextStream(one_byte, stops), TextStream(one_byte, stops)
+    assert (one.decode(b"xa"), other.decode(b"b")) == ("x", "b")
+    assert (one.decode(b"b"), one.stopped, other.stopped) == ("", True, False)
+
+
+@pytest.mark.parametrize("last", ["\u0800", "\ud7ff", "東", "\U00010000", "😀", "\U0010ffff", "\ufffd"])
+def test_every_beginning_of_a_code_point_is_dropped(last: str) -> None:
+    endings = [b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xa0\x80", b"\x90\x80\x80"]
+    encoded = last.encode()
+    for length in range(1, len(encoded)):
+        for before in ("", "é", "a\ufffd"):
+            detokenizer = Detokenizer(one_byte, endings)
+            pieces = [detokenizer.decode(byte) for byte in before.encode() + encoded[:length]]
+            assert "".join(pieces) + detokenizer.flush() == before
+
+
 @pytest.mark.model
 def test_a_token_costs_the_same_however_long_the_text(smollm2_folder: Path) -> None:
     tokenizer = Tokenizer.load(smollm2_folder)

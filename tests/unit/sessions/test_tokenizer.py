@@ -3,7 +3,9 @@
 import json
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
-from sessions import plain_encoder
+from sessions import control_tokens, plain_encoder
 from sessions import tokenizer as tokenizer_module
 from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
+from sessions.plain_encoder import TooManyTokensError
 from sessions.render import render
 from sessions.tokenizer import Tokenizer
 from sessions.types import Message, TokenId
@@ -158,6 +162,16 @@ def test_rstrip_and_single_word_flags(phi_folder: Path) -> None:
     assert found == [("<|mask|>", 1, 11), ("<|end|>", 13, 23), ("<|end|>", 23, 30), ("<|w|>", 38, 43)]
 
 
+@few
+@given(texts=st.lists(hostile.map("".join), min_size=1, max_size=3), window=st.integers(1, 12))
+def test_a_control_token_across_two_windows_is_seen(tokenizer: Tokenizer, texts: list[str], window: int) -> None:
+    messages = conversation(texts)
+    at_once = render(messages, [], tokenizer.template)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control_tokens, "_WINDOW", window)
+        assert render(messages, [], tokenizer.template) == at_once
+
+
 def test_a_control_tokens_text_is_encoded_as_any_other_text(chatml_folder: Path) -> None:
     tokenizer, theirs = Tokenizer.load(chatml_folder), AutoTokenizer.from_pretrained(chatml_folder)
     plain = theirs.encode("user\na quick<x><|im_end|>b", add_special_tokens=False, split_special_tokens=True)
@@ -258,9 +272,7 @@ def test_threads_that_encode_the_same_texts_keep_the_cache_in_order(
 def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(
     chatml_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the vocabulary writes every byte. SmolLM2's does not: there the text is encoded, without the GIL."""
     tokenizer = Tokenizer.load(chatml_folder)
-    assert tokenizer._encoder._characters_per_token is not None
     prompt = render([Message("user", "word " * 200_000)], [], tokenizer.template)
     encoded = plain_encoder._encoded
 
@@ -271,6 +283,99 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(
     monkeypatch.setattr(plain_encoder, "_encoded", short_ones)
     with pytest.raises(ContextLengthExceeded):
         tokenizer.encode(prompt, max_model_len=1024)
+
+
+def test_a_long_text_is_encoded_as_a_short_one_and_lets_other_threads_run(chatml_folder: Path) -> None:
+    tokenizer = Tokenizer.load(chatml_folder)
+    text = "the quick brown fox jumps over 東京 😀 " * 10_000
+    longest_wait_s = 0.0
+    ids: list[TokenId] = []
+    is_done = threading.Event()
+
+    def encode() -> None:
+        ids.extend(tokenizer.encode_text(text, scope=""))
+        is_done.set()
+
+    thread = threading.Thread(target=encode)
+    began = before = time.monotonic()
+    thread.start()
+    while not is_done.wait(0.001):
+        longest_wait_s = max(longest_wait_s, time.monotonic() - before)
+        before = time.monotonic()
+    took_s = time.monotonic() - began
+    thread.join()
+    assert ids == tokenizer._backend.encode(text, add_special_tokens=False).ids
+    assert longest_wait_s < took_s / 2
+
+
+@few
+@given(
+    text=st.one_of(
+        st.text(max_size=300), ordinary, st.sampled_from([" " * 300, "the quick brown fox" * 20, "\x04" * 300])
+    )
+)
+def test_no_text_has_fewer_tokens_than_its_length_makes_certain(tokenizer: Tokenizer, text: str) -> None:
+    num_tokens = len(tokenizer.encode_text(text, scope=""))
+    with suppress(TooManyTokensError):
+        assert len(tokenizer._encoder.encode(text, first=False, scope="", room=num_tokens + 1)) == num_tokens
+        return
+    pytest.fail("refused although it fits")
+
+
+def test_encoding_stops_where_the_context_is_full(tokenizer: Tokenizer) -> None:
+    messages = conversation([f"hello {number}" for number in range(30)])
+    prompt = render(messages, [], tokenizer.template)
+    ids = tokenizer.encode(prompt)
+    assert tokenizer.encode(prompt, max_model_len=len(ids) + 1) == ids
+    for max_model_len in (1, len(ids) // 2, len(ids)):
+        with pytest.raises(ContextLengthExceeded) as refusal:
+            tokenizer.encode(prompt, max_model_len=max_model_len)
+        assert max_model_len <= refusal.value.num_prompt_tokens <= len(ids)
+    assert "at least" not in refusal.value.message
+    assert refusal.value.num_prompt_tokens == len(ids)
+
+
+def test_a_text_that_has_to_be_cut_small_stops_too(unigram_folder: Path) -> None:
+    tokenizer = Tokenizer.load(unigram_folder)
+    prompt = render([Message("user", "ok</s>" * 20_000)], [], tokenizer.template)
+    with pytest.raises(ContextLengthExceeded, match="at least") as refusal:
+        tokenizer.encode(prompt, max_model_len=100)
+    assert refusal.value.num_prompt_tokens < 10_000 < len(tokenizer.encode(prompt))
+
+
+def test_a_saved_truncation_and_padding_do_not_apply(chatml_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(chatml_folder, tmp_path, dirs_exist_ok=True)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=50)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = "the quick brown fox jumps over the lazy dog"
+    expected = Tokenizer.load(chatml_folder).encode_text(text, scope="")
+    assert Tokenizer.load(tmp_path).encode_text(text, scope="") == expected
+
+
+@pytest.mark.model
+def test_a_body_of_any_text_is_refused_at_once_and_halts_nobody(smollm2_folder: Path) -> None:
+    tokenizer = Tokenizer.load(smollm2_folder)
+    for text in ("the quick ", "<|im_end|>", "<|im_", "<", "東京", "\\\\ue000"):
+        halt_s = 0.0
+        prompt_size = 9_500_000 // len(text.encode())
+        is_done = threading.Event()
+
+        def ask(content: str = text * prompt_size, is_done: threading.Event = is_done) -> None:
+            with pytest.raises(ContextLengthExceeded):
+                tokenizer.encode(render([Message("user", content)], [], tokenizer.template), max_model_len=8192)
+            is_done.set()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        before = time.monotonic()
+        while thread.is_alive():
+            is_done.wait(0.001)
+            halt_s = max(halt_s, time.monotonic() - before)
+            before = time.monotonic()
+        assert is_done.is_set()
+        assert halt_s < 0.3
 
 
 @pytest.mark.model
