@@ -5,7 +5,6 @@ and what of it can be cached are known from the messages alone.
 """
 
 import asyncio
-import codecs
 import itertools
 import re
 from collections.abc import Sequence
@@ -94,10 +93,21 @@ def reply_ids(prompt: Sequence[int]) -> list[int]:
     return ids[len(prompt) :]
 
 
+BEGINNINGS = {
+    spelt[:count]
+    for code_point in range(0x80, 0x110000, 64)
+    if not 0xD800 <= code_point < 0xE000
+    for spelt in [chr(code_point).encode()]
+    for count in range(1, len(spelt))
+}
+"""All that a code point of several bytes can begin with, short of all of it."""
+
+
 def text_of(reply: Sequence[int]) -> str:
     """What is still an incomplete code point at the end is not shown."""
     spelt = bytes(BYTES[token] for token in reply if token < IM_START)
-    return codecs.getincrementaldecoder("utf-8")("replace").decode(spelt, final=False)
+    cut = next((count for count in (3, 2, 1) if spelt[-count:] in BEGINNINGS), 0)
+    return spelt[: len(spelt) - cut].decode("utf-8", "replace")
 
 
 def _byte_ids(text: str) -> list[int]:
