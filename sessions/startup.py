@@ -7,7 +7,7 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
@@ -15,10 +15,14 @@ from sessions.engine.config import EngineConfig
 from sessions.engine.loop import Runner
 from sessions.errors import ModelRefused
 from sessions.hashing import RootFields
-from sessions.model_folder import config_digest, resolve_model
+from sessions.model_folder import ModelFolder, config_digest, resolve_model
 from sessions.pool_size import parse_pool_size
 from sessions.service import ChatService, IndexOptions, ServiceParts
 from sessions.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sessions.engine.kv_cache import KVCache
+    from sessions.engine.loader import LoadedModel
 
 log = structlog.get_logger(__name__)
 
@@ -83,50 +87,72 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
     """Off the event loop: everything slow. torch is imported here, so that `anaphora --help` need not wait for it."""
     import torch
 
-    from sessions.engine.kv_cache import KVCache, bytes_per_token, free_bytes, num_blocks_for
-    from sessions.engine.loader import LoadOptions, load_model
-    from sessions.engine.native.kernels import LANES, load_kernels
     from sessions.engine.runner import ModelRunner
-
-    def report(sentence: str) -> None:
-        log.info(sentence)
 
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
-    folder = resolve_model(options.model, options.cache_dir, report)
+    folder = resolve_model(options.model, options.cache_dir, log.info)
     tokenizer = Tokenizer.load(folder.path)
+    loaded = _load_model(options, folder)
+    cache = _open_pool(options, loaded)
+    config = EngineConfig(
+        block_size=options.block_size,
+        num_blocks=cache.num_blocks,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=min(options.max_num_seqs, options.max_num_batched_tokens),
+        max_num_draft_tokens=options.num_draft_tokens,
+        max_model_len=min(options.max_model_len or loaded.max_model_len, loaded.max_model_len),
+    )
+    parts = ServiceParts(
+        model_id=options.served_model_name or folder.name,
+        tokenizer=tokenizer,
+        engine_config=config,
+        root_fields=_root_fields(options, folder, loaded, tokenizer),
+        secret=server_secret(options.secret, options.cache_dir),
+        max_num_waiting=options.max_num_waiting,
+        index=IndexOptions(options.index, options.redis_url, options.redis_timeout_ms),
+        stable_first=options.stable_first,
+    )
+    return parts, ModelRunner(loaded, cache)
+
+
+def _load_model(options: ServiceOptions, folder: ModelFolder) -> "LoadedModel":
+    from sessions.engine.loader import LoadOptions, load_model
+    from sessions.engine.native.kernels import LANES, load_kernels
+
     kernels, reason = load_kernels(options.cache_dir)
     if options.block_size % LANES:
         kernels, reason = None, f"their blocks hold a multiple of {LANES} tokens"
     if kernels is None:
         log.warning("CPU kernels unavailable, plain torch computes instead", reason=reason)
     load_options = LoadOptions(options.device, options.dtype, options.quantization, options.kv_dtype)
-    loaded = load_model(folder.path, load_options, kernels, report)
+    return load_model(folder.path, load_options, kernels, log.info)
+
+
+def _open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
+    """Raises ModelRefused for a pool that does not fit."""
+    from sessions.engine.kv_cache import KVCache, bytes_per_token, free_bytes, num_blocks_for
+
     num_blocks = num_blocks_for(
         parse_pool_size(options.pool_size), loaded.layers, options.block_size, loaded.kv_dtype, loaded.device
     )
-    pool_bytes = num_blocks * options.block_size * bytes_per_token(loaded.layers, loaded.kv_dtype)
+    token_bytes = bytes_per_token(loaded.layers, loaded.kv_dtype)
+    pool_bytes = num_blocks * options.block_size * token_bytes
     if pool_bytes > free_bytes(loaded.device):
         raise ModelRefused(
             f"a KV pool of {pool_bytes / 2**30:.1f} GiB does not fit: "
             f"{free_bytes(loaded.device) / 2**30:.1f} GiB are free"
         )
-    cache = KVCache(loaded.layers, num_blocks, options.block_size, loaded.kv_dtype, loaded.device)
-    config = EngineConfig(
-        block_size=options.block_size,
-        num_blocks=num_blocks,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        max_num_seqs=min(options.max_num_seqs, options.max_num_batched_tokens),
-        max_num_draft_tokens=options.num_draft_tokens,
-        max_model_len=min(options.max_model_len or loaded.max_model_len, loaded.max_model_len),
-    )
     log.info(
-        "KV pool ready",
-        tokens=config.pool_tokens,
-        blocks=num_blocks,
-        kib_per_token=bytes_per_token(loaded.layers, loaded.kv_dtype) / 1024,
+        "KV pool ready", tokens=num_blocks * options.block_size, blocks=num_blocks, kib_per_token=token_bytes / 1024
     )
-    fields = RootFields(
+    return KVCache(loaded.layers, num_blocks, options.block_size, loaded.kv_dtype, loaded.device)
+
+
+def _root_fields(
+    options: ServiceOptions, folder: ModelFolder, loaded: "LoadedModel", tokenizer: Tokenizer
+) -> RootFields:
+    return RootFields(
         block_size=options.block_size,
         weights=folder.fingerprint,
         model_config=config_digest(folder.path),
@@ -137,14 +163,3 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         tokenizer=tokenizer.digest,
         template=tokenizer.template_digest,
     )
-    parts = ServiceParts(
-        model_id=options.served_model_name or folder.name,
-        tokenizer=tokenizer,
-        engine_config=config,
-        root_fields=fields,
-        secret=server_secret(options.secret, options.cache_dir),
-        max_num_waiting=options.max_num_waiting,
-        index=IndexOptions(options.index, options.redis_url, options.redis_timeout_ms),
-        stable_first=options.stable_first,
-    )
-    return parts, ModelRunner(loaded, cache)

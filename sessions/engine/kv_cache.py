@@ -40,6 +40,7 @@ class KVCache:
         self, layers: Sequence[LayerLayout], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.layers = tuple(layers)
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
         self.device = device

@@ -186,7 +186,9 @@ class NativePool:
         self.addresses = [ctypes.addressof(record) for record in self._records]
         parts = -(-max_model_len // kernels.partition)
         width = max(kv.value_head_dim for kv in cache.layers) + 2
-        self.scratch = torch.empty(4 * torch.get_num_threads() * parts * kernels.max_rows * width)
+        # Fixed with the scratch that was sized for it: a later torch.set_num_threads must not outgrow it.
+        self.num_threads = torch.get_num_threads()
+        self.scratch = torch.empty(4 * self.num_threads * parts * kernels.max_rows * width)
 
 
 class NativeAttention:
@@ -201,7 +203,7 @@ class NativeAttention:
             sequences=sequences.ctypes.data,
             scratch=pool.scratch.data_ptr(),
             num_sequences=len(sequences),
-            num_threads=torch.get_num_threads(),
+            num_threads=pool.num_threads,
             scratch_parts=-(-longest // pool.kernels.partition),
         )
         self._address = ctypes.addressof(self._call)

@@ -105,6 +105,7 @@ def test_no_bound_refuses_nobody() -> None:
     queue = Queue(max_num_waiting=0)
     queue.submit(10_000)
     queue.admission.admit(128)
+    assert queue.admission.num_waiting == 10_000
 
 
 def test_aborted_and_failed_requests_leave_once() -> None:
