@@ -76,7 +76,7 @@ def layer_groups(shapes: Shapes) -> Weights:
 
 
 def pack(weights: Weights, mode: Quantization, kernels: Kernels | None) -> list[Linear]:
-    packed = [Linear(group) for group in weights]
+    packed = [Linear([(part.weight, part.bias) for part in group]) for group in weights]
     for layer in packed:
         layer.pack(mode, kernels)
     return packed

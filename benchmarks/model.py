@@ -11,7 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from proxy.settings import default_cache_dir
 from sessions.engine.linear import Quantization
-from sessions.engine.loader import LoadedModel, LoadOptions, load_model
+from sessions.engine.loaded import LoadedModel, LoadOptions
+from sessions.engine.loader import load_model
 from sessions.engine.native.kernels import Kernels, load_kernels
 from sessions.model_folder import resolve_model
 

@@ -25,7 +25,7 @@ from benchmarks.report import Comparison, Figure, measuring, milliseconds, timed
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
 from sessions.engine.kv_cache import KVCache
-from sessions.engine.loader import LoadedModel
+from sessions.engine.loaded import LoadedModel
 from sessions.engine.request import Request
 from sessions.engine.runner import ModelRunner
 from sessions.engine.scheduler import Scheduler

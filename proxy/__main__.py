@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from proxy.explain_command import explain
 from proxy.options import SettingsError, load_settings, settings_options
 from proxy.settings import Settings
 
@@ -41,7 +42,11 @@ main.add_command(
 )
 
 
+main.add_command(explain)
+
+
 def _run(settings: Settings) -> None:
+    gc.disable()  # what start-up makes, it keeps: looking for garbage in it takes 0.7 s
     from proxy import logs
 
     # Read by the OpenMP runtime when torch loads it: how long a thread spins for the next operator, then sleeps. Two
@@ -67,7 +72,7 @@ def _run(settings: Settings) -> None:
 
 
 async def open_and_freeze(options: "ServiceOptions") -> "ChatService":
-    """Open the service, then take all that start-up made out of the garbage collector's sight.
+    """Open the service; then take what start-up made out of the garbage collector's sight, and switch that on again.
 
     A full collection over torch and transformers (half a million objects) stops every thread for some 300 ms.
     """
@@ -76,6 +81,7 @@ async def open_and_freeze(options: "ServiceOptions") -> "ChatService":
     service = await open_service(options)
     gc.collect()
     gc.freeze()
+    gc.enable()
     return service
 
 

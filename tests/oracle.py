@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
 from sessions.engine.kv_cache import KVCache
-from sessions.engine.loader import LoadedModel, prepare_model
+from sessions.engine.loaded import LoadedModel
+from sessions.engine.measure import prepare_model
 from sessions.engine.native.kernels import Kernels
 from sessions.engine.request import Request
 from sessions.engine.runner import ModelRunner

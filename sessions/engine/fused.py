@@ -2,13 +2,14 @@
 
     x ─ add+norm ─ qkv ─ rope ─ write K, V ▸ attend ─ o ─ add+norm ─ gate, up ─ silu·mul ─ down ─▶ delta of the next add
 
-transformers' modules say what the parts are; the kernels between the linears are ours (`native/`). A model is taken
-apart only if its parts are exactly those known here, and used only if its logits then agree with its own forward
-(`loader.check_paged`): so a cousin with one more multiplier is served through its own modules, never wrongly.
+transformers' modules say what the parts are (`recipe.take_apart`); the kernels between the linears are ours
+(`native/`). It is used only if its logits agree with the model's own forward (`check`): so a cousin with one more
+multiplier is served through its own modules, never wrongly.
 """
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
 
 import torch
 from torch.nn.functional import embedding
@@ -17,13 +18,10 @@ from sessions.engine.batch import Batch
 from sessions.engine.kv_cache import LayerLayout
 from sessions.engine.linear import Linear, Quantization
 from sessions.engine.native.kernels import Kernels, NativeAttention
+from sessions.engine.recipe import Layer, Norm, Projection, Recipe
 
-_MODEL: Final = {"model", "lm_head"}
-_BODY: Final = {"embed_tokens", "layers", "norm", "rotary_emb"}
-_LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS: Final = {"q_norm", "k_norm"}
-_MLP: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+Weights = Callable[[str], torch.Tensor]
+"""A weight by its name in the recipe, fp32. Raises KeyError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class _Norm:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """head_norms: weights [head_dim] of Q's and K's own norm, and epsilon. rotates: does this layer use RoPE?"""
+    """head_norms: weights [head_dim] of Q's and K's own norm, and epsilon."""
 
     layout: LayerLayout
     input_norm: _Norm
@@ -50,30 +48,29 @@ class _Layer:
 
 
 class FusedDecoder:
-    """Made by `take_apart`. fp32 on CPU; needs `NativeAttention`."""
+    """fp32 on CPU; needs `NativeAttention`. Shares the weights it is given until `pack`."""
 
-    def __init__(
-        self, kernels: Kernels, embed: torch.Tensor, rotary: Any, layers: list[_Layer], norm: _Norm, head: Linear
-    ) -> None:
+    def __init__(self, recipe: Recipe, weights: Weights, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._embed = embed
-        self._rotary = rotary
-        self._layers = layers
-        self._norm = norm
-        self._head = head
+        self._embed = weights(recipe.embed)
+        self._rotary = recipe.rotary
+        self._layers = [_build_layer(layer, weights) for layer in recipe.layers]
+        self._norm = _build_norm(recipe.norm, weights)
+        self._head = _build_linear([recipe.head], weights)
 
     def pack(self, quantization: Quantization) -> None:
-        """Pack all linears; the model's own weights are let go. Mutates."""
+        """Pack all linears, on as many threads as torch uses; the weights they were made of are let go. Mutates."""
+        linears = [self._head]
         for layer in self._layers:
-            for part in (layer.qkv, layer.output, layer.gate_up, layer.down):
-                part.pack(quantization, self._kernels)
-        self._head.pack(quantization, self._kernels)
+            linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
+        with ThreadPoolExecutor(torch.get_num_threads(), "anaphora-pack") as threads:
+            list(threads.map(lambda linear: linear.pack(quantization, self._kernels), linears))
 
     def forward(self, batch: Batch, attention: NativeAttention) -> torch.Tensor:
         """Writes the batch's K and V; returns logits [S, vocabulary]."""
         kernels = self._kernels
         x = embedding(batch.input_ids[0], self._embed)
-        cosine, sine = (table[0].contiguous() for table in self._rotary(x, batch.positions))
+        cosine, sine = self._rotary.tables(batch.positions[0])
         normed = torch.empty_like(x)
         delta: torch.Tensor | None = None
         for index, layer in enumerate(self._layers):
@@ -99,60 +96,27 @@ class FusedDecoder:
         return logits
 
 
-def take_apart(model: Any, layouts: tuple[LayerLayout, ...], kernels: Kernels) -> FusedDecoder | None:
-    """The parts of a decoder, sharing its weights; None if they are not those known here."""
-    if _children(model) != _MODEL or _children(model.model) != _BODY or model.dtype != torch.float32:
-        return None
-    body = model.model
-    layers = [_layer(layer, layout) for layer, layout in zip(body.layers, layouts, strict=True)]
-    norm = _norm(body.norm)
-    known = [layer for layer in layers if layer is not None]
-    if norm is None or len(known) < len(layers):
-        return None
-    return FusedDecoder(
-        kernels, body.embed_tokens.weight.detach(), body.rotary_emb, known, norm, Linear([model.lm_head])
-    )
-
-
-def _layer(layer: Any, layout: LayerLayout) -> _Layer | None:
-    if _children(layer) != _LAYER or _children(layer.mlp) != _MLP:
-        return None
-    attention, mlp = layer.self_attn, layer.mlp
-    norms = _children(attention) - _ATTENTION
-    input_norm, mlp_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
-    if (
-        norms not in (set(), _HEAD_NORMS)
-        or input_norm is None
-        or mlp_norm is None
-        or "SiLU" not in type(mlp.act_fn).__name__
-        or layout.head_dim != layout.value_head_dim
-    ):
-        return None
+def _build_layer(layer: Layer, weights: Weights) -> _Layer:
     head_norms = None
-    if norms:
-        q_norm, k_norm = _norm(attention.q_norm), _norm(attention.k_norm)
-        if q_norm is None or k_norm is None or q_norm.weight.shape != (layout.head_dim,):
-            return None
-        head_norms = (q_norm.weight, k_norm.weight, q_norm.epsilon)
+    if layer.head_norms is not None:
+        q_norm, k_norm = layer.head_norms
+        head_norms = (weights(q_norm.weight), weights(k_norm.weight), q_norm.epsilon)
     return _Layer(
-        layout=layout,
-        input_norm=input_norm,
-        qkv=Linear([attention.q_proj, attention.k_proj, attention.v_proj]),
+        layout=layer.layout,
+        input_norm=_build_norm(layer.input_norm, weights),
+        qkv=_build_linear(layer.qkv, weights),
         head_norms=head_norms,
-        rotates=bool(getattr(attention, "use_rope", True)),
-        output=Linear([attention.o_proj]),
-        mlp_norm=mlp_norm,
-        gate_up=Linear([mlp.gate_proj, mlp.up_proj]),
-        down=Linear([mlp.down_proj]),
+        rotates=layer.rotates,
+        output=_build_linear([layer.output], weights),
+        mlp_norm=_build_norm(layer.mlp_norm, weights),
+        gate_up=_build_linear(layer.gate_up, weights),
+        down=_build_linear([layer.down], weights),
     )
 
 
-def _norm(module: Any) -> _Norm | None:
-    epsilon = getattr(module, "variance_epsilon", None)
-    if "RMSNorm" not in type(module).__name__ or epsilon is None:
-        return None
-    return _Norm(module.weight.detach().contiguous(), float(epsilon))
+def _build_norm(norm: Norm, weights: Weights) -> _Norm:
+    return _Norm(weights(norm.weight).contiguous(), norm.epsilon)
 
 
-def _children(module: torch.nn.Module) -> set[str]:
-    return {name for name, _ in module.named_children()}
+def _build_linear(parts: Sequence[Projection], weights: Weights) -> Linear:
+    return Linear([(weights(part.weight), None if part.bias is None else weights(part.bias)) for part in parts])

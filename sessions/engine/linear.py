@@ -1,4 +1,4 @@
-"""Linear layers with weights packed once for the CPU, for any model. Mutates the model it is given.
+"""A linear layer whose weights are packed once for the CPU.
 
     none   F.linear in the model's dtype: what the oracle compares with
     fp16   fbgemm, weights rounded to half, arithmetic fp32: error about 2e-4 of the result
@@ -13,7 +13,6 @@ from typing import Any, Final, Literal, get_args
 
 import torch
 from torch.nn.functional import linear
-from transformers.pytorch_utils import Conv1D
 
 from sessions.engine.native.kernels import Int8Weight, Kernels
 
@@ -26,11 +25,10 @@ _quantized: Any = torch.ops.quantized
 class Linear(torch.nn.Module):
     """y [T, out] = x [T, in] @ weight.T + bias; several layers that share their input are one, outputs side by side."""
 
-    def __init__(self, parts: Sequence[torch.nn.Linear | Conv1D]) -> None:
+    def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
+        """parts: weight [out, in] and bias [out] of each."""
         super().__init__()
-        self._parts: list[tuple[torch.Tensor, torch.Tensor | None]] = [
-            (part.weight.t() if isinstance(part, Conv1D) else part.weight, part.bias) for part in parts
-        ]
+        self._parts = list(parts)
         self._half: Any = None
         self._int8: Int8Weight | None = None
         self._kernels: Kernels | None = None
@@ -58,18 +56,6 @@ class Linear(torch.nn.Module):
         if len(self._parts) == 1:
             return linear(x, *self._parts[0])
         return torch.cat([linear(x, weight, bias) for weight, bias in self._parts], dim=-1)
-
-
-def pack_linears(model: torch.nn.Module, quantization: Quantization, kernels: Kernels | None) -> None:
-    """Swap every linear layer of a model for a packed one, in place."""
-    if quantization == "none":
-        return
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, torch.nn.Linear | Conv1D):
-                packed = Linear([child])
-                packed.pack(quantization, kernels)
-                setattr(module, name, packed)
 
 
 def can_pack() -> bool:

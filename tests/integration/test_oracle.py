@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sessions.engine.loader import LoadedModel, prepare_model
+from sessions.engine.loaded import LoadedModel
+from sessions.engine.measure import prepare_model
 from sessions.engine.native.kernels import Kernels, load_kernels
 from sessions.errors import ModelRefused
 from tests.oracle import (

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sessions.engine.linear import can_pack
-from sessions.engine.loader import LoadedModel, prepare_model
+from sessions.engine.loaded import LoadedModel
+from sessions.engine.measure import prepare_model
 from sessions.engine.native.kernels import load_kernels
 from tests.oracle import (
     SERVED,

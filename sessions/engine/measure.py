@@ -1,0 +1,195 @@
+"""From a transformers model to a `LoadedModel` that passed its checks, or a refusal with the reason. At start only.
+
+A model is measured, not looked up in a list: one probe forward records what KV each layer wants, and the check
+compares the logits of a short text over the block pool with the model's own attention. So an architecture nobody tried
+either works or says why not. The same check decides whether the lean forward (`fused`) may stand in for the model's
+own modules, and guards packed weights.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sessions.engine.attention import Receiver
+from sessions.engine.batch import Batch
+from sessions.engine.check import LENGTH, TOLERANCE, PagedCheck, Text, tolerance
+from sessions.engine.fused import FusedDecoder
+from sessions.engine.interface import IMPLEMENTATION, LayoutProbe
+from sessions.engine.kv_cache import LayerLayout
+from sessions.engine.linear import Linear, Quantization
+from sessions.engine.loaded import Arithmetic, Forward, LoadedModel
+from sessions.engine.native.kernels import Kernels
+from sessions.engine.recipe import Recipe, take_apart
+from sessions.errors import ModelRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """text: the check's, with the model's own logits. recipe: of the lean forward, if that is what was loaded."""
+
+    loaded: LoadedModel
+    text: Text
+    recipe: Recipe | None
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Raises ModelRefused for an architecture that transformers does not know, or whose KV cannot be kept."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError) as error:
+        raise ModelRefused(f"{folder.name}: {error}") from error
+    refuse_by_config(config)
+    return config
+
+
+def load_and_measure(
+    folder: Path, config: PreTrainedConfig, arithmetic: Arithmetic, kernels: Kernels | None
+) -> Measured:
+    """Load safetensors weights from a local folder and check the model. Raises ModelRefused with the reason."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=arithmetic.dtype, local_files_only=True, use_safetensors=True
+        )
+    except (ValueError, OSError) as error:
+        raise ModelRefused(f"{config.model_type}: {error}") from error
+    # Any: transformers wraps `to` and `eval` in ways that hide torch's signatures from the type checker.
+    movable: Any = model
+    return measure(movable.to(arithmetic.device).eval(), arithmetic, kernels)
+
+
+def prepare_model(
+    model: PreTrainedModel,
+    kernels: Kernels | None = None,
+    quantization: Quantization = "none",
+    kv_dtype: torch.dtype | None = None,
+) -> LoadedModel:
+    """`measure` for a model at hand, where it is and in its own dtype."""
+    return measure(model, Arithmetic(model.device, model.dtype, quantization, kv_dtype or model.dtype), kernels).loaded
+
+
+@torch.inference_mode()
+def measure(model: PreTrainedModel, arithmetic: Arithmetic, kernels: Kernels | None) -> Measured:
+    """Switch a model to the paged attention, pack it and check it. Raises ModelRefused. Consumes `model`."""
+    config = model.config.get_text_config()
+    refuse_by_config(config)
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ModelRefused(f"{config.model_type}: its attention does not go through transformers' AttentionInterface")
+    token_ids = torch.arange(LENGTH, device=model.device) * 7 % config.vocab_size
+    text = Text(token_ids, model(input_ids=token_ids[None], use_cache=False).logits[0].float())
+    model.set_attn_implementation(IMPLEMENTATION)
+    try:
+        return _checked(model, arithmetic, kernels, text)
+    except ModelRefused as refusal:
+        raise ModelRefused(f"{config.model_type}: {refusal}") from refusal
+
+
+def _checked(model: PreTrainedModel, arithmetic: Arithmetic, kernels: Kernels | None, text: Text) -> Measured:
+    layers = probe_layout(model)
+    check = PagedCheck(layers, text, model.dtype, kernels)
+    loaded = LoadedModel(
+        own_forward(model), layers, arithmetic, context_length(model.config.get_text_config()), check.kernels
+    )
+    recipe, fused = lean_forward(model, layers, check)
+    if fused is None:
+        check.run(loaded.forward, TOLERANCE.get(model.dtype, 8e-2))
+        pack_linears(model, arithmetic.quantization, kernels)
+    else:
+        loaded = replace(loaded, forward=fused.forward, fused=True)
+        fused.pack(arithmetic.quantization)
+    if arithmetic.quantization != "none" or arithmetic.kv_dtype != model.dtype:
+        PagedCheck(layers, text, arithmetic.kv_dtype, check.kernels).run(loaded.forward, tolerance(arithmetic))
+    return Measured(loaded, text, recipe)
+
+
+def lean_forward(
+    model: PreTrainedModel, layers: tuple[LayerLayout, ...], check: PagedCheck
+) -> tuple[Recipe, FusedDecoder] | tuple[None, None]:
+    """The lean forward, if the model's parts are known and it agrees with the model's own."""
+    recipe = take_apart(model, layers) if check.kernels else None
+    if recipe is None or check.kernels is None:
+        return None, None
+    weights = dict(model.named_parameters())
+    fused = FusedDecoder(recipe, lambda name: weights[name].detach(), check.kernels)
+    try:
+        check.run(fused.forward, TOLERANCE[torch.float32])
+    except ModelRefused:
+        return None, None
+    return recipe, fused
+
+
+def own_forward(model: PreTrainedModel) -> Forward:
+    """The model's own modules over a packed batch."""
+
+    def forward(batch: Batch, attention: Receiver) -> torch.Tensor:
+        # A model needs at least one row of logits to be shaped right; nobody reads it when nothing is sampled.
+        rows = batch.logit_rows if len(batch.logit_rows) else batch.logit_rows.new_zeros(1)
+        output = model(
+            input_ids=batch.input_ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=rows,
+            paged=attention,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    return forward
+
+
+def pack_linears(model: torch.nn.Module, quantization: Quantization, kernels: Kernels | None) -> None:
+    """Swap every linear layer of a model for a packed one, in place."""
+    if quantization == "none":
+        return
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.Linear | Conv1D):
+                weight = child.weight.t() if isinstance(child, Conv1D) else child.weight
+                packed = Linear([(weight, child.bias)])
+                packed.pack(quantization, kernels)
+                setattr(module, name, packed)
+
+
+def refuse_by_config(config: PreTrainedConfig) -> None:
+    """Refuse what a short check cannot see: KV that depends on more than the tokens before it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope_kinds = {rope.get("rope_type")} | {
+        inner.get("rope_type") for inner in rope.values() if isinstance(inner, dict)
+    }
+    if "dynamic" in rope_kinds:
+        raise ModelRefused(f"{config.model_type}: dynamic-NTK RoPE makes a token's KV depend on the final length")
+    linear = {
+        kind for kind in getattr(config, "layer_types", None) or () if "attention" not in kind or "linear" in kind
+    }
+    if linear:
+        raise ModelRefused(f"{config.model_type}: recurrent or linear layers ({', '.join(sorted(linear))}) keep no KV")
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Tokens the model was made for. Long-RoPE switches its frequencies past the original length: stay below it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
+    if rope.get("rope_type") == "longrope":
+        length = min(length, rope.get("original_max_position_embeddings", length))
+    return int(length)
+
+
+def probe_layout(model: PreTrainedModel) -> tuple[LayerLayout, ...]:
+    """What KV each layer wants, from a forward of two tokens. Raises ModelRefused if a layer keeps state elsewhere."""
+    probe = LayoutProbe()
+    device = model.device
+    model(
+        input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device),
+        position_ids=torch.arange(2, device=device)[None],
+        use_cache=False,
+        paged=probe,
+    )
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if sorted(probe.layers) != list(range(num_layers)):
+        raise ModelRefused(
+            f"only {len(probe.layers)} of its {num_layers} layers ask for attention through AttentionInterface"
+        )
+    return tuple(probe.layers[index] for index in range(num_layers))
