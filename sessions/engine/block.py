@@ -1,7 +1,8 @@
-"""Block, and what blocks stand in: a parent's sorted children, and the free queue. Changed by `BlockPool` only."""
+"""Block, and a block's sorted children. Changed by `BlockPool` and its `BlockTree` only."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from sessions.types import BlockHash, BlockId
 
@@ -10,23 +11,44 @@ _NEIGHBOURS = 8
 
 
 class Block:
-    """One block of the pool. Read anywhere; changed by `BlockPool` only."""
+    """One block of the pool. Read anywhere; changed by `BlockPool` and its `BlockTree` only."""
 
-    __slots__ = ("block_hash", "children", "id", "next", "parent", "previous", "ref_count", "root", "token_ids")
+    __slots__ = (
+        "block_hash",
+        "children",
+        "id",
+        "last_used_at",
+        "level",
+        "num_hits",
+        "num_pins",
+        "owner",
+        "parent",
+        "ref_count",
+        "root",
+        "token_ids",
+    )
 
     def __init__(self, block_id: BlockId) -> None:
         self.id = block_id
         self.ref_count = 0
+        self.num_pins = 0
+        """Pinned paths that this block is part of."""
+        self.last_used_at = 0.0
+        """time.monotonic() when the last holder let go; stale while the block is held."""
         self.token_ids: tuple[int, ...] = ()
         """Tokens whose KV is known to be here; at most `block_size`, empty while unregistered."""
         self.block_hash: BlockHash | None = None
         self.root: BlockHash | None = None
         """Root of the tree the block is registered in; None while unregistered."""
+        self.owner: str | None = None
+        """Whose budget the block counts in; None is nobody's."""
         self.parent: Block | None = None
         """The block before; None for a first block and while unregistered."""
         self.children: Children | None = None
-        self.previous: Block | None = None
-        self.next: Block | None = None
+        self.level = 0
+        """How much is lost with the block (`retention.py`); never more than its parent's."""
+        self.num_hits = 0
+        """Later requests whose match ended here, or in a block after this one that is no longer stored."""
 
     @property
     def is_registered(self) -> bool:
@@ -36,8 +58,23 @@ class Block:
     def is_full(self) -> bool:
         return self.block_hash is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """Neither held nor pinned: empty, or in the free queues."""
+        return self.ref_count == 0 and self.num_pins == 0
+
     def __repr__(self) -> str:
         return f"Block({self.id}, ref_count={self.ref_count}, token_ids={self.token_ids})"
+
+
+class Path(Protocol):
+    """Blocks that follow each other from a root on: a list, or a request's block table."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Block: ...
+
+    def __reversed__(self) -> Iterator[Block]: ...
 
 
 class Children:
@@ -92,48 +129,6 @@ class Children:
             if length > best_length:
                 best, best_length = block, length
         return best, best_length
-
-
-class FreeQueue:
-    """Intrusive doubly linked list through `Block.previous`/`next`: O(1) removal from the middle."""
-
-    def __init__(self) -> None:
-        self._sentinel = Block(BlockId(-1))
-        self._sentinel.previous = self._sentinel.next = self._sentinel
-        self.length = 0
-
-    def __iter__(self) -> Iterator[Block]:
-        block = self._sentinel.next
-        while block is not self._sentinel:
-            assert block is not None
-            yield block
-            block = block.next
-
-    def append(self, block: Block) -> None:
-        assert self._sentinel.previous is not None
-        self._insert_after(self._sentinel.previous, block)
-
-    def push_head(self, block: Block) -> None:
-        self._insert_after(self._sentinel, block)
-
-    def pop_head(self) -> Block:
-        block = self._sentinel.next
-        assert block is not None and block is not self._sentinel
-        self.remove(block)
-        return block
-
-    def remove(self, block: Block) -> None:
-        assert block.previous is not None and block.next is not None
-        block.previous.next, block.next.previous = block.next, block.previous
-        block.previous = block.next = None
-        self.length -= 1
-
-    def _insert_after(self, anchor: Block, block: Block) -> None:
-        assert anchor.next is not None
-        block.previous, block.next = anchor, anchor.next
-        anchor.next.previous = block
-        anchor.next = block
-        self.length += 1
 
 
 def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:

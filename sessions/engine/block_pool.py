@@ -1,31 +1,31 @@
-"""Who holds which block of the KV pool, what each block contains, and which one is given up next.
+"""Who holds which block of the KV pool, which is pinned, and which one is given up next.
 
-Owns block ids, reference counts, the block tree and the free queue (built of what `block.py` has). Pure Python: no
-tensor, no lock, no clock; used from the engine thread only.
+Owns block ids, reference counts, pins, budgets and the free queues; what blocks contain is in its `BlockTree`. Pure
+Python: no tensor, no lock, no clock (callers pass `now`, time.monotonic()); used from the engine thread only.
 
-A block is `block_size` consecutive tokens' KV over all layers. Registered blocks form a tree, one root per root hash
-(`sessions/hashing.py`), so that whatever may not be shared has another root:
+A block is `block_size` consecutive tokens' KV over all layers, and in one of these states:
 
-    root ── [A B C D] ── [E F G H] ── [I J . .]        . = not computed yet
-                     └── [E F X Y]                     block size 4
+    empty ──allocate──▶ held ──register──▶ held, registered ──free──▶ free, in the queue of its level
+      ▲                  │ free                  ▲                      │      │
+      └──────────────────┘                       └────────touch─────────┘      │
+      └──────────────────────────── evict, drop ───────────────────────────────┘
 
-* A full block has a hash and is found by it; a partial block (a tail) has none and is found among its parent's children
-  by comparing tokens. Both are registered *after* their KV is written, never before.
+* A block is registered *after* its KV is written, never before.
 * A request holds a path from the root: a held block's parent is held. Hence what is stored is prefix-closed.
-* The free queue holds unreferenced blocks, least recently used first:
-
-      head ─ empty blocks ─ oldest tail … its head … ─ youngest tail … its head ─ end
-
-  A path is freed from its tail to its head, and using a block means using its whole path, so a child always stands
-  before its parent: the block at the head of the queue is a leaf. `check_integrity()` proves it.
-* A hit compares tokens: two prompts whose hashes collide are a miss, not each other's KV.
+* Empty blocks are handed out first. Then free ones are evicted in the order of `retention.py`: leaves only.
+* A pinned block is never evicted: while nobody holds it, it stands in no queue.
+* The free blocks of an owner with a budget stand in a second set of queues, the owner's, from which the budget is kept.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Reversible, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
-from sessions.engine.block import Block, Children, FreeQueue
+from sessions.engine.block import Block, Path
+from sessions.engine.block_tree import BlockTree, Match
+from sessions.engine.holdings import Holding, list_holdings
+from sessions.engine.idle_blocks import IdleBlocks
+from sessions.engine.losses import Loss, Losses, LossReason
+from sessions.engine.pins import Pins
+from sessions.engine.retention import CONTINUED, ONE_SHOT, raise_level, raise_reused
 from sessions.types import BlockHash, BlockId
 
 
@@ -33,49 +33,48 @@ class PoolExhausted(Exception):
     """`allocate` was asked for more than `num_free_blocks`; nothing was taken."""
 
 
-class Match(NamedTuple):
-    """What the pool holds of a prompt: whole blocks, then `num_tail_tokens` leading tokens of `tail`."""
-
-    blocks: list[Block]
-    tail: Block | None
-    num_tail_tokens: int
-
-
 class BlockPool:
     """Fixed set of `num_blocks` blocks of `block_size` tokens.
 
-    Methods that mutate say so. None blocks, none logs. Only `allocate` raises (`PoolExhausted`).
+    Methods that mutate say so. None blocks, none logs. Only `allocate` and `pin` raise.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, max_pinned_blocks: int | None = None) -> None:
         self.block_size = block_size
         self.blocks = [Block(BlockId(index)) for index in range(num_blocks)]
         self.num_evicted_blocks = 0
+        self._tree = BlockTree(block_size)
+        self._idle = IdleBlocks(self.blocks)
+        self._pins = Pins(num_blocks // 2 if max_pinned_blocks is None else max_pinned_blocks)
+        self._losses = Losses()
         self._removed: list[BlockHash] = []
-        self._by_hash: dict[BlockHash, Block] = {}
-        self._roots: dict[BlockHash, Children] = {}
-        self._free = FreeQueue()
-        for block in self.blocks:
-            self._free.append(block)
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that `allocate` can hand out now, cached ones included."""
-        return self._free.length
+        """Blocks that `allocate` can hand out now, cached ones included, pinned ones not."""
+        return len(self._idle)
 
     @property
     def num_cached_blocks(self) -> int:
         """Registered full blocks, held or not."""
-        return len(self._by_hash)
+        return len(self._tree.by_hash)
+
+    @property
+    def num_pinned_blocks(self) -> int:
+        return self._pins.num_blocks
 
     # -- lookup --
 
     def num_cached_prefix_blocks(self, hashes: Sequence[BlockHash]) -> int:
-        """How many leading `hashes` are stored. Galloping is legal because storage is prefix-closed.
+        """How many leading `hashes` are stored.
 
-        The one method that other threads may call: it reads a dict, and a stale answer is only a stale hint.
+        Other threads may call it: it reads a dict, and a stale answer is only a stale hint.
         """
-        return bisect_left(hashes, True, key=lambda block_hash: block_hash not in self._by_hash)
+        return self._tree.num_prefix_blocks(hashes)
+
+    def find(self, block_hash: BlockHash) -> Block | None:
+        """The full block of this hash. Like the count above, other threads may call it: the answer may be stale."""
+        return self._tree.by_hash.get(block_hash)
 
     def match(self, root: BlockHash, hashes: Sequence[BlockHash], token_ids: Sequence[int]) -> Match:
         """Longest stored prefix of `token_ids`, token-granular. Changes nothing.
@@ -83,76 +82,185 @@ class BlockPool:
         `hashes` are the chained hashes of `token_ids`' whole blocks (more are ignored). The caller cuts `token_ids`
         short by what it must compute itself (the last token, for its logits).
         """
-        size = self.block_size
-        blocks: list[Block] = []
-        parent: Block | None = None
-        for index in range(self.num_cached_prefix_blocks(hashes[: len(token_ids) // size])):
-            block = self._by_hash[hashes[index]]
-            tokens = tuple(token_ids[index * size : (index + 1) * size])
-            if block.parent is not parent or block.root != root or block.token_ids != tokens:
-                break
-            blocks.append(block)
-            parent = block
-        children = self._roots.get(root) if parent is None else parent.children
-        rest = tuple(token_ids[len(blocks) * size : (len(blocks) + 1) * size])
-        if not children or not rest:
-            return Match(blocks, None, 0)
-        return Match(blocks, *children.longest_common_prefix(rest))
+        return self._tree.match(root, hashes, token_ids)
 
     def continuation(self, root: BlockHash, parent: Block | None, tail: tuple[int, ...], limit: int) -> tuple[int, ...]:
         """Up to `limit` tokens stored after `parent`'s block and `tail`; one branch of many. Changes nothing."""
-        found: tuple[int, ...] = ()
-        while len(found) < limit:
-            children = self._roots.get(root) if parent is None else parent.children
-            parent = children.extending(tail[: self.block_size]) if children else None
-            if parent is None:
-                break
-            found += parent.token_ids[len(tail) :]
-            tail = tail[len(parent.token_ids) :]
-            if not parent.is_full:
-                break
-        return found[:limit]
+        return self._tree.continuation(root, parent, tail, limit)
+
+    def loss(self, block_hash: BlockHash) -> Loss | None:
+        """How a block that is not stored was lost; None if it never was stored, or too long ago."""
+        return self._losses.get(block_hash)
+
+    def holdings(self, roots: Iterable[BlockHash], now: float) -> list[Holding]:
+        """Every path stored under these roots. O(blocks under them)."""
+        return [
+            holding for root in roots for holding in list_holdings(root, self._tree.children(root, None) or (), now)
+        ]
+
+    def num_tokens(self, roots: Iterable[BlockHash]) -> int:
+        """Tokens stored under these roots. O(blocks under them)."""
+        tops = (block for root in roots for block in self._tree.children(root, None) or ())
+        return sum(len(block.token_ids) for block in self._tree.below(tops))
+
+    def roots_of(self, owner: str) -> list[BlockHash]:
+        """Roots under which this owner has something. O(roots)."""
+        return [
+            root
+            for root, first_blocks in self._tree.roots.items()
+            if any(block.owner == owner for block in first_blocks)
+        ]
 
     # -- holding --
 
     def touch(self, blocks: Iterable[Block]) -> None:
-        """Add a reference to each block; a free one leaves the free queue. Mutates."""
+        """Add a reference to each block of a path, or to the next of one that is held. Mutates."""
         for block in blocks:
-            if block.ref_count == 0:
-                self._free.remove(block)
+            if block.ref_count == 0 and block.num_pins == 0:
+                self._idle.remove(block)
             block.ref_count += 1
 
-    def allocate(self, num_blocks: int) -> list[Block]:
-        """Take `num_blocks` blocks off the free queue, evicting what they cached. Mutates; all or nothing."""
-        if num_blocks > self._free.length:
-            raise PoolExhausted(f"{num_blocks} blocks wanted, {self._free.length} free")
-        taken = []
-        for _ in range(num_blocks):
-            block = self._free.pop_head()
-            if block.is_registered:
-                self.num_evicted_blocks += 1
-                self._unregister(block)
+    def allocate(self, num_blocks: int, now: float) -> list[Block]:
+        """Take `num_blocks` blocks, evicting what they cached. Mutates; all or nothing: PoolExhausted."""
+        if num_blocks > len(self._idle):
+            raise PoolExhausted(f"{num_blocks} blocks wanted, {len(self._idle)} free")
+        for block, reason in self._idle.victims(num_blocks, now):
+            self._evict(block, reason, now)
+        taken = self._idle.take(num_blocks)
+        for block in taken:
             block.ref_count = 1
-            taken.append(block)
         return taken
 
-    def free(self, blocks: Reversible[Block]) -> None:
+    def free(self, path: Path, now: float) -> None:
         """Drop one reference to each block of a path, tail first. Mutates.
 
-        A block nobody holds keeps its KV if it is registered (end of the queue), and is handed out next if it is not.
+        A block nobody holds keeps its KV if it is registered, and is empty if it is not. An owner over its budget loses
+        what is given up first of its own.
         """
-        for block in reversed(blocks):
+        for block in reversed(path):
             block.ref_count -= 1
             if block.ref_count == 0:
-                if block.is_registered:
-                    self._free.append(block)
-                else:
-                    self._free.push_head(block)
+                block.last_used_at = now
+                if block.num_pins == 0:
+                    self._idle.add(block)
+        self._keep_budgets(now)
+
+    # -- retention --
+
+    def reuse(self, match: Match, hashes: Sequence[BlockHash]) -> int:
+        """A later request, which holds `match`, goes on from it to `hashes`: what it reuses rises. Mutates.
+
+        Returns the level of what the request adds. Where the next block was lost, a session has come back for it.
+        """
+        end = len(match.blocks)
+        has_lost = end < len(hashes) and self._losses.get(hashes[end]) is not None
+        level = raise_reused(match.blocks[-1]) if match.blocks else ONE_SHOT
+        return max(level, CONTINUED) if has_lost else level
+
+    def retain(self, path: Path, num_tokens: int, level: int) -> None:
+        """Raise the blocks of a held path that have its first `num_tokens` tokens to at least `level`. Mutates.
+
+        O(blocks not on that level yet), and blocks of the path that are not registered.
+        """
+        index = min(-(-num_tokens // self.block_size), len(path)) - 1
+        while index >= 0 and not path[index].is_registered:
+            index -= 1
+        if index >= 0:
+            raise_level(path[index], level)
+
+    def pin(self, root: BlockHash, hashes: Sequence[BlockHash]) -> int:
+        """Never evict what is stored of this path. Returns how many blocks that is. Mutates; PinLimitExceeded.
+
+        A path pinned twice is pinned once; a path and a longer one are two pins.
+        """
+        path = self._tree.path(root, hashes)
+        if path and not self._pins.ends_in(path[-1]):
+            for block in self._pins.add(path):
+                if block.ref_count == 0:
+                    self._idle.remove(block)
+        return len(path)
+
+    def unpin(self, root: BlockHash, hashes: Sequence[BlockHash], now: float) -> int:
+        """Undo the longest pin on this path. Returns how many blocks it had, 0 if there is none. Mutates.
+
+        What nobody pins or holds any more counts as used now.
+        """
+        path = self._tree.path(root, hashes)
+        while path and not self._pins.ends_in(path[-1]):
+            path.pop()
+        if path:
+            self._unpin(path[-1], now)
+            self._keep_budgets(now)
+        return len(path)
+
+    def _unpin(self, last: Block, now: float) -> None:
+        for block in self._pins.remove(last):
+            if block.ref_count == 0:
+                block.last_used_at = now
+                self._idle.add(block)
+
+    # -- giving up --
+
+    def drop(self, root: BlockHash, last_hash: BlockHash | None, now: float) -> int:
+        """Forget what is stored under `root`, or from the block of `last_hash` on; pins too. Mutates. Returns tokens.
+
+        Blocks in use are found by nobody from now on, stay their holders' own, and are empty once freed.
+        """
+        if last_hash is None:
+            tops: Iterable[Block] = self._tree.children(root, None) or ()
+        else:
+            top = self._tree.by_hash.get(last_hash)
+            tops = (top,) if top is not None and top.root == root else ()
+        doomed = self._tree.below(tops)
+        for block in doomed:
+            if self._pins.ends_in(block):
+                self._unpin(block, now)
+        num_tokens = sum(len(block.token_ids) for block in doomed)
+        for block in reversed(doomed):
+            self._forget(block, "dropped", now)
+        return num_tokens
+
+    def set_budget(self, owner: str, num_blocks: int) -> None:
+        """Bound what `owner` leaves behind, what is stored already included; 0 lifts the bound. Mutates. O(blocks).
+
+        What is over it goes when a request ends, or when room is needed.
+        """
+        self._idle.set_budget(owner, num_blocks, self.blocks)
+
+    def _keep_budgets(self, now: float) -> None:
+        for block, reason in self._idle.over_budget(now):
+            self._evict(block, reason, now)
+
+    def _evict(self, block: Block, reason: LossReason, now: float) -> None:
+        self.num_evicted_blocks += 1
+        self._forget(block, reason, now)
+
+    def _forget(self, block: Block, reason: LossReason, now: float) -> None:
+        """Lose a registered leaf, and remember that it is lost if it was full."""
+        if block.block_hash is not None:
+            age_s = now - block.last_used_at if block.ref_count == 0 else 0.0
+            self._losses.record(block.block_hash, Loss(reason, now, age_s))
+            self._removed.append(block.block_hash)
+        self._unregister(block)
+
+    def _unregister(self, block: Block) -> None:
+        """Nothing finds the block any more; it is empty unless it is held."""
+        if block.ref_count == 0:
+            self._idle.empty(block)
+        self._idle.budgets.unregistered(block)
+        self._tree.remove(block)
+        block.owner, block.level = None, ONE_SHOT
 
     # -- registering: only after the KV is written --
 
     def register_full(
-        self, block: Block, root: BlockHash, parent: Block | None, block_hash: BlockHash, token_ids: tuple[int, ...]
+        self,
+        block: Block,
+        root: BlockHash,
+        parent: Block | None,
+        block_hash: BlockHash,
+        token_ids: tuple[int, ...],
+        owner: str | None = None,
     ) -> Block:
         """`block` now holds the KV of `token_ids` after `parent`. Returns the block to hold from now on. Mutates.
 
@@ -160,74 +268,60 @@ class BlockPool:
         dropped: every content is stored once. If it cannot be registered (its parent is not, or the hash collides with
         other content), `block` stays private to its holder.
         """
-        if not self._can_follow(root, parent):
+        if not self._tree.can_follow(root, parent):
             return block
-        stored = self._by_hash.get(block_hash)
+        stored = self._tree.by_hash.get(block_hash)
         if stored is block:
             return block
         if stored is not None:
             if stored.parent is parent and stored.root == root and stored.token_ids == token_ids:
                 self.touch([stored])
-                if block.is_registered:
-                    self._unregister(block)
-                self.free([block])
+                self._abandon(block)
                 return stored
             return block
-        self._register(block, root, parent, token_ids)
-        block.block_hash = block_hash
-        self._by_hash[block_hash] = block
+        self._register(block, root, parent, token_ids, owner)
+        self._tree.set_hash(block, block_hash)
+        self._losses.forget(block_hash)
         return block
 
-    def register_partial(self, block: Block, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...]) -> None:
+    def register_partial(
+        self, block: Block, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...], owner: str | None = None
+    ) -> None:
         """`block` holds the KV of `token_ids` (fewer than `block_size`) after `parent`; a holder may append. Mutates.
 
         A tail that another stored block already contains is not registered: it is free for reuse at once.
         """
-        if not token_ids or not self._can_follow(root, parent) or block.token_ids == token_ids:
+        if not token_ids or not self._tree.can_follow(root, parent) or block.token_ids == token_ids:
             return
-        children = self._roots.get(root) if parent is None else parent.children
+        children = self._tree.children(root, parent)
         if children:
             other, length = children.longest_common_prefix(token_ids)
             if other is not None and other is not block and length == len(token_ids):
                 if block.is_registered:
                     self._unregister(block)
                 return
-        self._register(block, root, parent, token_ids)
+        self._register(block, root, parent, token_ids, owner)
 
-    def _can_follow(self, root: BlockHash, parent: Block | None) -> bool:
-        return parent is None or (parent.is_full and parent.root == root)
-
-    def _register(self, block: Block, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...]) -> None:
+    def _register(
+        self, block: Block, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...], owner: str | None
+    ) -> None:
         if block.is_registered:
             self._unregister(block)
-        children = self._children_of(root, parent)
-        for other in list(children.neighbours(token_ids)):
+        for other in list(self._tree.neighbours(root, parent, token_ids)):
             # A free tail that the new block contains is of no more use to anybody.
             if other.ref_count == 0 and not other.is_full and token_ids[: len(other.token_ids)] == other.token_ids:
                 self._unregister(other)
-                self._free.remove(other)
-                self._free.push_head(other)
-        block.root, block.parent, block.token_ids = root, parent, token_ids
-        self._children_of(root, parent).add(block)
+        self._tree.add(block, root, parent, token_ids)
+        block.owner = owner if parent is None or parent.owner is None else parent.owner
+        self._idle.budgets.registered(block)
 
-    def _children_of(self, root: BlockHash, parent: Block | None) -> Children:
-        if parent is None:
-            return self._roots.setdefault(root, Children())
-        if parent.children is None:
-            parent.children = Children()
-        return parent.children
-
-    def _unregister(self, block: Block) -> None:
-        assert block.root is not None
-        children = self._children_of(block.root, block.parent)
-        children.remove(block)
-        if block.parent is None and not children:
-            del self._roots[block.root]
-        if block.block_hash is not None:
-            del self._by_hash[block.block_hash]
-            self._removed.append(block.block_hash)
-        block.root = block.parent = block.block_hash = None
-        block.token_ids = ()
+    def _abandon(self, block: Block) -> None:
+        """Its holder takes a twin in place of it."""
+        if block.is_registered:
+            self._unregister(block)
+        block.ref_count -= 1
+        if block.ref_count == 0:
+            self._idle.add(block)
 
     # -- whole pool --
 
@@ -236,49 +330,22 @@ class BlockPool:
         removed, self._removed = self._removed, []
         return removed
 
-    def leaf_chains(self) -> Iterator[tuple[BlockHash, list[BlockHash]]]:
-        """(root, hashes from the first block on) of every stored path that no full block continues."""
-        for block in self._by_hash.values():
-            if any(child.is_full for child in block.children or ()):
-                continue
-            chain: list[BlockHash] = []
-            node: Block | None = block
-            while node is not None:
-                assert node.block_hash is not None
-                chain.append(node.block_hash)
-                node = node.parent
-            assert block.root is not None
-            yield block.root, chain[::-1]
+    def leaves(self) -> list[Block]:
+        """The last full block of every stored path. O(blocks)."""
+        return self._tree.leaves()
+
+    def chain_to(self, block: Block) -> tuple[BlockHash, list[BlockHash]] | None:
+        """(root, hashes from the first block on) of the path to a full block; None if it is stored no more."""
+        return self._tree.chain_to(block)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every invariant of this module's docstring holds. O(blocks)."""
-        order = {block: position for position, block in enumerate(self._free)}
-        assert len(order) == self._free.length, "the free queue's length is wrong"
-        registered = 0
+        """Raise AssertionError unless every invariant of this package's docstrings holds. O(blocks)."""
         for block in self.blocks:
             assert block.ref_count >= 0, f"{block}: negative ref_count"
-            assert (block.ref_count == 0) == (block in order), f"{block}: free queue and ref_count disagree"
-            if not block.is_registered:
-                assert not block.token_ids and block.parent is None and not block.children, f"{block}: leftovers"
-                continue
-            registered += 1
-            self._check_registered(block, order)
-        num_children = sum(len(block.children or ()) for block in self.blocks)
-        assert registered == num_children + sum(map(len, self._roots.values())), "a child is not registered"
-        assert all(len(children) for children in self._roots.values()), "an empty root was kept"
-        assert all(self._by_hash[h].block_hash == h for h in self._by_hash), "the hash map is wrong"
-
-    def _check_registered(self, block: Block, order: dict[Block, int]) -> None:
-        parent, root = block.parent, block.root
-        siblings = self._roots.get(root) if parent is None and root is not None else parent and parent.children
-        assert siblings and block in set(siblings), f"{block}: its parent does not know it"
-        assert block.is_full == (len(block.token_ids) == self.block_size), f"{block}: hash and fill disagree"
-        assert not block.is_full or (block.block_hash and self._by_hash.get(block.block_hash) is block), (
-            f"{block}: hash map"
-        )
-        assert block.is_full or not block.children, f"{block}: a partial block has children"
-        if parent is not None:
-            assert parent.is_full and parent.root == root, f"{block}: its parent is not registered"
-            assert block.ref_count == 0 or parent.ref_count > 0, f"{block}: held, but its parent is not"
-            if block in order and parent in order:
-                assert order[block] < order[parent], f"{block}: would be evicted after its parent"
+            assert block.is_registered or (block.owner is None and block.level == ONE_SHOT), f"{block}: leftovers"
+            if block.parent is not None:
+                assert block.ref_count == 0 or block.parent.ref_count > 0, f"{block}: held, but its parent is not"
+                assert block.level <= block.parent.level, f"{block}: on a higher level than its parent"
+        self._tree.check_integrity(self.blocks)
+        self._idle.check_integrity(self.blocks)
+        self._pins.check_integrity(self.blocks)

@@ -32,5 +32,11 @@ class EngineConfig:
             raise ValueError("max_num_seqs must not exceed max_num_batched_tokens: a step runs one token per sequence")
 
     @property
+    def max_pinned_blocks(self) -> int:
+        """Half of the pool, and never so much that the longest request would find no room."""
+        num_longest = -(-(self.max_model_len + 1) // self.block_size) + 1
+        return max(0, min(self.num_blocks // 2, self.num_blocks - num_longest))
+
+    @property
     def pool_tokens(self) -> int:
         return self.num_blocks * self.block_size

@@ -80,6 +80,8 @@ class Drafter:
         return request.prediction[at + count : at + count + limit] if at >= 0 else ()
 
     def _from_pool(self, request: Request, limit: int) -> tuple[int, ...]:
+        if request.read_points is not None:
+            return ()
         num_blocks = request.num_registered_blocks
         parent = request.block_table[num_blocks - 1] if num_blocks else None
         tail = tuple(request.token_ids[num_blocks * self._pool.block_size :])

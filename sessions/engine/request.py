@@ -8,12 +8,33 @@ There is no prefill or decode mode: a step computes tokens [num_computed_tokens,
 draws the next token once it has caught up.
 """
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from sessions.engine.block_table import BlockTable
+from sessions.engine.retention import IMPLICIT, ONE_SHOT, Retention
 from sessions.hashing import HashChain
 from sessions.types import BlockHash, FinishReason, RequestId, SamplingParams
+
+
+class RestoredBlocks(NamedTuple):
+    """KV of consecutive blocks of a prompt, from a lower tier and verified.
+
+    first: index of the first of them in the prompt. payload: uint8 [num_blocks, block_bytes].
+    """
+
+    first: int
+    payload: npt.NDArray[np.uint8]
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.payload)
 
 
 class RequestStatus(Enum):
@@ -27,7 +48,7 @@ class Request:
     """One prompt, one completion.
 
     chain: hashes of `token_ids`' whole blocks; its root carries model and tenant.
-    max_tokens: output tokens at most, already clipped to the context.
+    max_tokens: output tokens at most, already clipped to the context. 0: the prompt is computed and nothing said.
     seed: 64-bit; with the position it determines every draw, so a preempted request draws the same tokens again.
     """
 
@@ -40,12 +61,28 @@ class Request:
     seed: int
     prediction: tuple[int, ...] = ()
     """What the client expects the output to be: a source of drafts."""
+    restored: tuple[RestoredBlocks, ...] = ()
+    """What a lower tier had of the prompt, in order and without gaps; let go of at the first admission."""
+    owner: str | None = None
+    """Whose budget what this request leaves behind counts in (`BlockPool.set_budget`)."""
+    retention: Retention = IMPLICIT
+    """How long the pool shall keep all of it."""
+    retentions: tuple[tuple[int, Retention], ...] = ()
+    """The same for leading tokens only: (num_tokens, how long)."""
+    read_points: tuple[int, ...] | None = None
+    """Where reuse may end, in tokens, rising; None is anywhere. Empty: nothing is read."""
+    write_limit: int | None = None
+    """Leading tokens whose KV may be found by others; None is all."""
+    level: int = ONE_SHOT
+    """What the pool made of the request when it was first admitted (`BlockPool.reuse`)."""
     num_prompt_tokens: int = field(init=False)
     status: RequestStatus = RequestStatus.WAITING
     block_table: BlockTable = field(default_factory=BlockTable)
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
-    """Prompt tokens found in the pool at first admission; None before that."""
+    """Prompt tokens found in the pool or restored at first admission; None before that."""
+    num_restored_tokens: int = 0
+    """Those of `num_cached_tokens` that came from `restored`."""
     admitted_at: float | None = None
     """time.monotonic() of the first admission."""
     is_predicted: bool = False
@@ -80,12 +117,30 @@ class Request:
     def has_penalty(self) -> bool:
         return bool(self.params.presence_penalty or self.params.frequency_penalty)
 
+    @property
+    def num_shown_tokens(self) -> int:
+        """Leading tokens that are computed, and may be found by others."""
+        return min(self.num_computed_tokens, self.num_computed_tokens if self.write_limit is None else self.write_limit)
+
+    def readable(self, num_tokens: int) -> int:
+        """How many of `num_tokens` that the pool has may be reused."""
+        if self.read_points is None:
+            return num_tokens
+        index = bisect_right(self.read_points, num_tokens)
+        return self.read_points[index - 1] if index else 0
+
     def append(self, token_id: int) -> None:
         """The next token was drawn."""
         self.token_ids.append(token_id)
         self.chain.extend((token_id,))
         if self.has_penalty:
             self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
+
+    def levels(self) -> Iterator[tuple[int, int]]:
+        """(number of leading tokens, level that their blocks shall have at least) of what is computed."""
+        yield self.num_computed_tokens, max(self.level, self.retention.level)
+        for num_tokens, retention in self.retentions:
+            yield min(num_tokens, self.num_computed_tokens), retention.level
 
     def finish_reason(self) -> FinishReason | None:
         """Why generation ends after the last appended token, if it does."""
@@ -100,7 +155,7 @@ class Request:
 class RequestOutput:
     """What one step did for one request; the only thing that leaves the engine.
 
-    num_cached_tokens: as in `Request`. error: set when the engine lost the request.
+    num_cached_tokens, num_restored_tokens: as in `Request`. error: set when the engine lost the request.
     prediction: how many tokens of the request's prediction were right, and wrong, so far.
     admitted_at: time.monotonic() when the engine first ran it.
     stored: hashes from the first block on, when this step made prompt or turn complete (BlockStored).
@@ -115,3 +170,4 @@ class RequestOutput:
     admitted_at: float | None = None
     error: str | None = None
     prediction: tuple[int, int] = (0, 0)
+    num_restored_tokens: int = 0

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from sessions.engine.block import Block
 from sessions.engine.request import Request
 
@@ -41,9 +44,21 @@ class Draw(NamedTuple):
         return self.request.num_tokens + len(self.drafts)
 
 
+class Load(NamedTuple):
+    """`payload[i]` is the KV of `blocks[i]`: uint8 [len(blocks), block_bytes], as `KVCache.read_blocks` gave it."""
+
+    blocks: list[Block]
+    payload: npt.NDArray[np.uint8]
+
+
 @dataclass(slots=True)
 class Schedule:
-    """One step. `copies`: (source, destination) blocks to copy before anything is written (copy-on-write tails)."""
+    """One step.
+
+    copies: (source, destination) blocks to copy before anything is written (copy-on-write tails).
+    loads: blocks to fill from a lower tier, also before anything is written.
+    """
 
     entries: list[Scheduled] = field(default_factory=list)
     copies: list[tuple[Block, Block]] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)

@@ -1,35 +1,14 @@
-"""The block pool by numbers that can be counted on fingers: block size 4, then at random."""
+"""The block pool by numbers that can be counted on fingers: block size 4. Matching, sharing, dropping, listing."""
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import pytest
 
-from sessions.engine.block import Block
-from sessions.engine.block_pool import BlockPool
+from sessions.engine.block_pool import BlockPool, PoolExhausted
+from sessions.engine.holdings import Holding
 from sessions.hashing import chain_hashes
 from sessions.types import BlockHash
+from tests.unit.engine.pools import ROOT, hashes_of, matched, serve, store
 
-ROOT = BlockHash(b"r" * 16)
-
-
-def store(pool: BlockPool, tokens: list[int], root: BlockHash = ROOT) -> list[Block]:
-    """Do what the scheduler does for one request that computes `tokens` and stays."""
-    hashes = chain_hashes(root, tokens, pool.block_size)
-    match = pool.match(root, hashes, tokens)
-    pool.touch(match.blocks)
-    table = [*match.blocks, *pool.allocate(-(-len(tokens) // pool.block_size) - len(match.blocks))]
-    for index in range(len(match.blocks), len(tokens) // pool.block_size):
-        run = tuple(tokens[index * pool.block_size : (index + 1) * pool.block_size])
-        table[index] = pool.register_full(table[index], root, table[index - 1] if index else None, hashes[index], run)
-    full = len(tokens) // pool.block_size
-    if len(tokens) % pool.block_size:
-        tail = tuple(tokens[full * pool.block_size :])
-        pool.register_partial(table[full], root, table[full - 1] if full else None, tail)
-    return table
-
-
-def matched(pool: BlockPool, tokens: list[int], root: BlockHash = ROOT) -> int:
-    match = pool.match(root, chain_hashes(root, tokens, pool.block_size), tokens)
-    return len(match.blocks) * pool.block_size + match.num_tail_tokens
+OTHER_ROOT = BlockHash(b"x" * 16)
 
 
 def test_match_is_token_granular() -> None:
@@ -45,14 +24,14 @@ def test_match_is_token_granular() -> None:
 def test_another_root_shares_nothing() -> None:
     pool = BlockPool(8, 4)
     store(pool, [1, 2, 3, 4, 5])
-    assert matched(pool, [1, 2, 3, 4, 5], BlockHash(b"x" * 16)) == 0
+    assert matched(pool, [1, 2, 3, 4, 5], OTHER_ROOT) == 0
 
 
 def test_the_tail_is_evicted_before_the_head() -> None:
     pool = BlockPool(3, 4)
     table = store(pool, list(range(12)))
-    pool.free(table)
-    (taken,) = pool.allocate(1)
+    pool.free(table, 0.0)
+    (taken,) = pool.allocate(1, 0.0)
     assert taken is table[2]
     assert matched(pool, list(range(12))) == 8
     assert pool.take_removed() == [chain_hashes(ROOT, list(range(12)), 4)[2]]
@@ -62,7 +41,7 @@ def test_the_tail_is_evicted_before_the_head() -> None:
 def test_equal_content_is_stored_once() -> None:
     pool = BlockPool(4, 4)
     first = store(pool, [1, 2, 3, 4])
-    (twin,) = pool.allocate(1)
+    (twin,) = pool.allocate(1, 0.0)
     kept = pool.register_full(twin, ROOT, None, chain_hashes(ROOT, [1, 2, 3, 4], 4)[0], (1, 2, 3, 4))
     assert kept is first[0] and kept.ref_count == 2 and twin.ref_count == 0
     pool.check_integrity()
@@ -73,28 +52,108 @@ def test_a_hash_collision_is_a_miss() -> None:
     store(pool, [1, 2, 3, 4])
     stolen = chain_hashes(ROOT, [1, 2, 3, 4], 4)
     assert pool.match(ROOT, stolen, [9, 9, 9, 9]).blocks == []
-    (other,) = pool.allocate(1)
+    (other,) = pool.allocate(1, 0.0)
     assert pool.register_full(other, ROOT, None, stolen[0], (9, 9, 9, 9)) is other
     assert not other.is_registered
     pool.check_integrity()
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_random_life_keeps_every_invariant(data: st.DataObject) -> None:
-    pool = BlockPool(12, 2)
-    held: list[list[Block]] = []
-    for _ in range(data.draw(st.integers(1, 40))):
-        if held and data.draw(st.booleans()):
-            pool.free(held.pop(data.draw(st.integers(0, len(held) - 1))))
-        else:
-            tokens = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=9))
-            root = BlockHash(data.draw(st.sampled_from([b"a", b"b"])) * 16)
-            if -(-len(tokens) // 2) <= pool.num_free_blocks - len(tokens):
-                held.append(store(pool, tokens, root))
-                assert matched(pool, tokens, root) == len(tokens)
-        pool.check_integrity()
-    for table in held:
-        pool.free(table)
-    assert pool.num_free_blocks == 12
+def test_allocate_is_all_or_nothing() -> None:
+    pool = BlockPool(3, 4)
+    serve(pool, [1, 2, 3, 4], now=0)
+    with pytest.raises(PoolExhausted):
+        pool.allocate(4, 1.0)
+    assert pool.num_free_blocks == 3 and matched(pool, [1, 2, 3, 4]) == 4
+
+
+def test_dropped_blocks_are_empty_at_once_and_their_ancestors_stay() -> None:
+    pool = BlockPool(8, 4)
+    serve(pool, list(range(12)), now=0)
+    serve(pool, [*range(8), 90, 91], now=0)
+    serve(pool, [1, 2], OTHER_ROOT, now=0)
+    hashes = hashes_of(pool, list(range(12)))
+    assert pool.drop(ROOT, hashes[1], 5.0) == 4 + 4 + 2
+    assert matched(pool, list(range(12))) == 4
+    assert set(pool.take_removed()) == set(hashes[1:])
+    assert pool.drop(ROOT, hashes[1], 5.0) == 0
+    assert pool.drop(OTHER_ROOT, hashes[0], 5.0) == 0, "another root's block"
+    assert pool.drop(ROOT, None, 5.0) == 4
+    assert matched(pool, [1, 2], OTHER_ROOT) == 2
+    assert pool.num_evicted_blocks == 0
     pool.check_integrity()
+
+
+def test_a_dropped_block_in_use_is_found_by_nobody_and_empty_once_freed() -> None:
+    pool = BlockPool(4, 4)
+    path = store(pool, list(range(10)))
+    hashes = hashes_of(pool, list(range(10)))
+    assert pool.drop(ROOT, None, 1.0) == 10
+    assert pool.take_removed() == hashes[::-1]
+    assert matched(pool, list(range(10))) == 0
+    assert pool.continuation(ROOT, None, (), 4) == ()
+    assert pool.num_free_blocks == 1, "its holder still needs it"
+    (last,) = pool.allocate(1, 1.0)
+    pool.register_partial(last, ROOT, path[1], (7,))
+    assert not last.is_registered, "nothing follows a dropped block"
+    pool.free([*path, last], 2.0)
+    assert pool.num_free_blocks == 4
+    pool.check_integrity()
+
+
+def test_what_was_dropped_can_be_stored_anew_while_its_holder_lives() -> None:
+    pool = BlockPool(4, 4)
+    old = store(pool, list(range(8)))
+    pool.drop(ROOT, None, 1.0)
+    serve(pool, list(range(8)), now=2)
+    pool.free(old, 3.0)
+    assert matched(pool, list(range(8))) == 8
+    pool.check_integrity()
+
+
+def test_holdings_are_the_paths_with_what_they_share() -> None:
+    pool = BlockPool(16, 4)
+    serve(pool, list(range(8)), now=0)
+    serve(pool, [*range(12), 50, 51], now=10)
+    serve(pool, [*range(8), 90, 91, 92, 93], now=20)
+    serve(pool, [*range(12), 50, 51, 60], now=30)
+    assert pool.pin(ROOT, hashes_of(pool, [*range(8), 90, 91, 92, 93])) == 3
+    first, second = sorted(pool.holdings([ROOT, OTHER_ROOT], 100.0), key=lambda holding: holding.num_tokens)
+    assert first == Holding(
+        root=ROOT,
+        leaf_hash=hashes_of(pool, [*range(8), 90, 91, 92, 93])[-1],
+        num_tokens=12,
+        num_shared_tokens=8,
+        age_s=80.0,
+        num_hits=0,
+        ttl_s=None,
+        is_pinned=True,
+    )
+    assert (second.num_tokens, second.num_shared_tokens, second.num_hits) == (15, 8, 1)
+    assert (second.age_s, second.ttl_s, second.is_pinned) == (70.0, 530.0, False)
+    assert second.leaf_hash == hashes_of(pool, list(range(12)))[-1]
+
+
+def test_hits_of_a_lost_tail_count_for_what_is_left() -> None:
+    pool = BlockPool(4, 4)
+    for now, end in enumerate((8, 12, 14)):
+        serve(pool, list(range(end)), now=now)
+    assert [holding.num_hits for holding in pool.holdings([ROOT], 5.0)] == [2]
+    pool.allocate(2, 5.0)
+    assert [(holding.num_tokens, holding.num_hits) for holding in pool.holdings([ROOT], 5.0)] == [(8, 2)]
+    pool.check_integrity()
+
+
+def test_a_held_path_is_not_growing_old() -> None:
+    pool = BlockPool(4, 4)
+    store(pool, [1, 2, 3])
+    (holding,) = pool.holdings([ROOT], 900.0)
+    assert (holding.age_s, holding.ttl_s, holding.leaf_hash) == (0.0, 600.0, None)
+
+
+def test_roots_by_owner() -> None:
+    pool = BlockPool(8, 4)
+    serve(pool, [1, 2, 3, 4, 5], now=0, owner="ada")
+    serve(pool, [1, 2], OTHER_ROOT, now=0, owner="bob")
+    assert (pool.roots_of("ada"), pool.roots_of("bob"), pool.roots_of("eve")) == ([ROOT], [OTHER_ROOT], [])
+    pool.drop(ROOT, None, 0.0)
+    assert pool.roots_of("ada") == []

@@ -1,0 +1,180 @@
+"""BlockTree: what the registered blocks contain, and which follows which. Pure; engine thread only.
+
+One tree for each root hash (`sessions/hashing.py`), so that whatever may not be shared has another root:
+
+    root ── [A B C D] ── [E F G H] ── [I J . .]        . = not computed yet
+                     └── [E F X Y]                     block size 4
+
+* A full block has a hash and is found by it; a partial block (a tail) has none and is found among its parent's children
+  by comparing tokens.
+* What is stored is prefix-closed: a block's parent is registered under the same root. The pool removes leaves only.
+* A hit compares tokens: two prompts whose hashes collide are a miss, not each other's KV.
+
+Knows nothing of who holds a block and of what is given up next: that is `BlockPool`'s, which alone changes the tree.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from sessions.engine.block import Block, Children
+from sessions.types import BlockHash
+
+
+class Match(NamedTuple):
+    """What the pool holds of a prompt: whole blocks, then `num_tail_tokens` leading tokens of `tail`."""
+
+    blocks: list[Block]
+    tail: Block | None
+    num_tail_tokens: int
+
+
+class BlockTree:
+    """Registered blocks by content. Raises nothing."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.by_hash: dict[BlockHash, Block] = {}
+        """Every registered full block."""
+        self.roots: dict[BlockHash, Children] = {}
+        """First blocks by root; a root without any is not kept."""
+
+    # -- lookup --
+
+    def num_prefix_blocks(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading `hashes` are stored. Galloping is legal because storage is prefix-closed. Any thread."""
+        return bisect_left(hashes, True, key=lambda block_hash: block_hash not in self.by_hash)
+
+    def match(self, root: BlockHash, hashes: Sequence[BlockHash], token_ids: Sequence[int]) -> Match:
+        """See `BlockPool.match`."""
+        size = self.block_size
+        blocks: list[Block] = []
+        parent: Block | None = None
+        for index in range(self.num_prefix_blocks(hashes[: len(token_ids) // size])):
+            block = self.by_hash[hashes[index]]
+            tokens = tuple(token_ids[index * size : (index + 1) * size])
+            if block.parent is not parent or block.root != root or block.token_ids != tokens:
+                break
+            blocks.append(block)
+            parent = block
+        children = self.children(root, parent)
+        rest = tuple(token_ids[len(blocks) * size : (len(blocks) + 1) * size])
+        if not children or not rest:
+            return Match(blocks, None, 0)
+        return Match(blocks, *children.longest_common_prefix(rest))
+
+    def continuation(self, root: BlockHash, parent: Block | None, tail: tuple[int, ...], limit: int) -> tuple[int, ...]:
+        """Up to `limit` tokens stored after `parent`'s block and `tail`; one branch of many."""
+        found: tuple[int, ...] = ()
+        while len(found) < limit:
+            children = self.children(root, parent)
+            parent = children.extending(tail[: self.block_size]) if children else None
+            if parent is None:
+                break
+            found += parent.token_ids[len(tail) :]
+            tail = tail[len(parent.token_ids) :]
+            if not parent.is_full:
+                break
+        return found[:limit]
+
+    def children(self, root: BlockHash, parent: Block | None) -> Children | None:
+        """The blocks after `parent`, or after `root` where it is None."""
+        return self.roots.get(root) if parent is None else parent.children
+
+    def neighbours(self, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...]) -> Iterator[Block]:
+        """The blocks after `parent` that stand just before and just after `token_ids`, if they were one of them."""
+        children = self.children(root, parent)
+        return children.neighbours(token_ids) if children else iter(())
+
+    def path(self, root: BlockHash, hashes: Sequence[BlockHash]) -> list[Block]:
+        """The stored blocks of a prefix of `hashes`, from the first one under `root` on."""
+        path = [self.by_hash[block_hash] for block_hash in hashes[: self.num_prefix_blocks(hashes)]]
+        return path if path and path[0].root == root else []
+
+    def below(self, blocks: Iterable[Block]) -> list[Block]:
+        """`blocks` and all that follows them, every parent before its children."""
+        found = list(blocks)
+        for block in found:  # grows while it is read: breadth first
+            found.extend(block.children or ())
+        return found
+
+    def leaves(self) -> list[Block]:
+        """Full blocks that no full block continues."""
+        return [block for block in self.by_hash.values() if not any(child.is_full for child in block.children or ())]
+
+    def chain_to(self, block: Block) -> tuple[BlockHash, list[BlockHash]] | None:
+        """(root, hashes from the first block on) of the path to a full block; None if it is stored no more."""
+        if block.root is None or block.block_hash is None:
+            return None
+        chain: list[BlockHash] = []
+        node: Block | None = block
+        while node is not None:
+            assert node.block_hash is not None
+            chain.append(node.block_hash)
+            node = node.parent
+        return block.root, chain[::-1]
+
+    # -- change --
+
+    def can_follow(self, root: BlockHash, parent: Block | None) -> bool:
+        return parent is None or (parent.is_full and parent.root == root)
+
+    def add(self, block: Block, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...]) -> None:
+        """Register an unregistered block; it is partial until `set_hash`. Mutates."""
+        block.root, block.parent, block.token_ids = root, parent, token_ids
+        if parent is None:
+            self.roots.setdefault(root, Children()).add(block)
+            return
+        if parent.children is None:
+            parent.children = Children()
+        parent.children.add(block)
+
+    def set_hash(self, block: Block, block_hash: BlockHash) -> None:
+        """`block` is full, and found by its hash from now on. Mutates."""
+        block.block_hash = block_hash
+        self.by_hash[block_hash] = block
+
+    def remove(self, block: Block) -> None:
+        """Unregister a leaf: nothing finds it any more. Mutates."""
+        assert block.root is not None
+        siblings = self.children(block.root, block.parent)
+        assert siblings is not None
+        siblings.remove(block)
+        if block.parent is not None:
+            block.parent.num_hits += block.num_hits
+        elif not siblings:
+            del self.roots[block.root]
+        if block.block_hash is not None:
+            del self.by_hash[block.block_hash]
+        block.root = block.parent = block.block_hash = None
+        block.token_ids = ()
+        block.num_hits = 0
+
+    # -- invariants --
+
+    def check_integrity(self, blocks: Sequence[Block]) -> None:
+        """Raise AssertionError unless the tree agrees with `blocks`, which are all there are. O(blocks)."""
+        registered = [block for block in blocks if block.is_registered]
+        for block in blocks:
+            if not block.is_registered:
+                assert not block.token_ids and block.parent is None and not block.children, f"{block}: leftovers"
+                assert block.block_hash is None and not block.num_hits, f"{block}: leftovers"
+        for block in registered:
+            self._check_registered(block)
+        num_children = sum(len(block.children or ()) for block in blocks)
+        assert len(registered) == num_children + sum(map(len, self.roots.values())), "a child is not registered"
+        assert all(len(children) for children in self.roots.values()), "an empty root was kept"
+        assert all(block.block_hash == key for key, block in self.by_hash.items()), "the hash map is wrong"
+
+    def _check_registered(self, block: Block) -> None:
+        parent, root = block.parent, block.root
+        assert root is not None
+        siblings = self.children(root, parent)
+        assert siblings and block in set(siblings), f"{block}: its parent does not know it"
+        assert block.is_full == (len(block.token_ids) == self.block_size), f"{block}: hash and fill disagree"
+        if block.block_hash is not None:
+            assert self.by_hash.get(block.block_hash) is block, f"{block}: hash map"
+        else:
+            assert not block.children, f"{block}: a partial block has children"
+        if parent is not None:
+            assert parent.is_full and parent.root == root, f"{block}: its parent is not registered"
