@@ -47,6 +47,19 @@ def parse_pool_size(text: str) -> PoolSize:
     raise ValueError(f"{text!r} is not a pool size: {_HINT}")
 
 
+def parse_disk_size(text: str) -> int:
+    """Bytes, as "4GiB"; "0" is none. Raises ValueError with one clear sentence."""
+    if text.strip() == "0":
+        return 0
+    try:
+        size = parse_pool_size(text)
+    except ValueError:
+        size = None
+    if size is None or size.kind != "bytes":
+        raise ValueError(f'{text!r} is not a disk size: write bytes ("4GiB"), or 0 for none')
+    return int(size.amount)
+
+
 def _positive_int(amount: float, text: str) -> int:
     if amount < 1:
         raise ValueError(f"{text!r} is not a pool size: it must hold at least one")

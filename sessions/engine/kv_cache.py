@@ -1,4 +1,4 @@
-"""The K and V tensors of the pool: their layout, their size, and copies between blocks. Holds no bookkeeping.
+"""The K and V tensors of the pool: their layout, their size, and blocks in and out. Holds no bookkeeping.
 
     per layer   K [num_blocks, kv_heads, head_dim, block_size]     V [num_blocks, kv_heads, block_size, value_head_dim]
     slot        block_id * block_size + offset                     one token's place; its K is stored after RoPE
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 
@@ -34,7 +35,10 @@ class LayerLayout:
 
 
 class KVCache:
-    """Preallocated K and V for `num_blocks` blocks of every layer. Mutated by the runner only."""
+    """Preallocated K and V for `num_blocks` blocks of every layer. Mutated by the runner only.
+
+    layout: what a block's bytes mean, for whoever keeps them elsewhere. block_bytes: K and V of all layers.
+    """
 
     def __init__(
         self, layers: Sequence[LayerLayout], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
@@ -48,6 +52,10 @@ class KVCache:
         self.values = [
             _zeros((num_blocks, kv.num_kv_heads, block_size, kv.value_head_dim), dtype, device) for kv in layers
         ]
+        self._bytes = [cache.view(num_blocks, -1).view(torch.uint8) for cache in (*self.keys, *self.values)]
+        self.block_bytes = sum(part.shape[1] for part in self._bytes)
+        shapes = ["x".join(map(str, cache.shape[1:])) for cache in (*self.keys, *self.values)]
+        self.layout = f"{dtype} {' '.join(shapes)}"
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """slots [T] int64, key [T, kv_heads, head_dim], value [T, kv_heads, value_head_dim]; cast to its dtype."""
@@ -68,6 +76,34 @@ class KVCache:
         destination = torch.tensor(destinations, device=self.device)
         for cache in (*self.keys, *self.values):
             cache[destination] = cache[source]
+
+    def read_blocks(self, block_ids: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
+        """Copy whole blocks to the host, into `out` [n, block_bytes]. Any thread; may be torn if they are written.
+
+        numpy does it on CPU: an operator of torch would start a second team of threads beside the engine's.
+        """
+        ids = np.asarray(block_ids)
+        start = 0
+        for part in self._bytes:
+            end = start + part.shape[1]
+            if part.device.type == "cpu":
+                out[:, start:end] = part.numpy()[ids]
+            else:
+                out[:, start:end] = part[torch.from_numpy(ids).to(part.device)].cpu().numpy()
+            start = end
+
+    def write_blocks(self, block_ids: Sequence[int], payload: npt.NDArray[np.uint8]) -> None:
+        """The inverse: `payload` [n, block_bytes] becomes the KV of these blocks."""
+        ids = np.asarray(block_ids)
+        start = 0
+        for part in self._bytes:
+            end = start + part.shape[1]
+            if part.device.type == "cpu":
+                part.numpy()[ids] = payload[:, start:end]
+            else:
+                rows = torch.from_numpy(np.ascontiguousarray(payload[:, start:end]))
+                part[torch.from_numpy(ids).to(part.device)] = rows.to(part.device)
+            start = end
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""ModelRunner: all device work of a step: copies, forward, sampling. Engine thread only."""
+"""ModelRunner: all device work of a step: copies and loads, forward, sampling. Engine thread only."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ import torch
 from sessions.engine.attention import Receiver
 from sessions.engine.batch import Batch, build_batch
 from sessions.engine.kv_cache import KVCache
-from sessions.engine.loader import LoadedModel
+from sessions.engine.loaded import LoadedModel
 from sessions.engine.native.kernels import NativeAttention, NativePool
 from sessions.engine.sampler import sample
 from sessions.engine.schedule import Schedule
@@ -28,6 +28,8 @@ class ModelRunner:
         self._cache.copy_blocks(
             [source.id for source, _ in schedule.copies], [destination.id for _, destination in schedule.copies]
         )
+        for load in schedule.loads:
+            self._cache.write_blocks([block.id for block in load.blocks], load.payload)
         if not schedule.entries:
             return []
         batch = build_batch(schedule.entries, self._loaded.device)

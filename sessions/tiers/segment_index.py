@@ -1,0 +1,171 @@
+"""Which segments there are, what follows what, and which goes first. Pure: no file, no lock, no clock.
+
+    segment      [ h0 h1 .. h15 ] ── [ h16 .. h20 ]        grows to `capacity` blocks; child of where its parent is
+                        └── [ x8 .. x12 ]                  a path that departs in the middle
+
+What is stored is prefix-closed: a segment's first block follows the root or a block of another segment. The order is
+least recently used first; using a segment uses all before it, so a child always stands before its parent, and the head
+of the order is a leaf. `check_integrity()` proves both.
+"""
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from sessions.tiers.segment_file import Anchor
+from sessions.types import BlockHash
+
+
+class Segment:
+    """Consecutive blocks of one path in one file. Changed by `SegmentIndex` only."""
+
+    __slots__ = ("anchor", "before", "children", "hashes")
+
+    def __init__(self, anchor: Anchor, hashes: Sequence[BlockHash], before: "Segment | None") -> None:
+        self.anchor = anchor
+        self.hashes = list(hashes)
+        self.before = before
+        """The segment that holds the anchor's parent; None for a first block."""
+        self.children: set[Segment] = set()
+
+    @property
+    def name(self) -> str:
+        """Of its file: what its first block is, in hex."""
+        return self.hashes[0].hex()
+
+    def path(self) -> Iterator["Segment"]:
+        """This segment and all before it, last first."""
+        segment: Segment | None = self
+        while segment is not None:
+            yield segment
+            segment = segment.before
+
+
+class Piece(NamedTuple):
+    """Blocks [first, first + num_blocks) of a segment: blocks [position, position + num_blocks) of a prompt."""
+
+    segment: Segment
+    first: int
+    num_blocks: int
+    position: int
+
+
+class SegmentIndex:
+    """block hash -> (segment, place in it). Not thread-safe: its owner locks."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._places: dict[BlockHash, tuple[Segment, int]] = {}
+        self._order: OrderedDict[Segment, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Segment]:
+        """In the order in which they would go."""
+        return iter(self._order)
+
+    def __contains__(self, segment: Segment) -> bool:
+        return segment in self._order
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self._places)
+
+    def num_stored(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading `hashes` are stored. Bisection is legal because storage is prefix-closed."""
+        return bisect_left(hashes, True, key=lambda block_hash: block_hash not in self._places)
+
+    def pieces(self, root: BlockHash, hashes: Sequence[BlockHash], start: int) -> list[Piece]:
+        """Where the leading blocks of `hashes[start:]` are, as far as they are stored under `root`."""
+        pieces: list[Piece] = []
+        while start < len(hashes):
+            place = self._places.get(hashes[start])
+            if place is None or place[0].anchor.root != root:
+                break
+            segment, first = place
+            longest = min(len(segment.hashes) - first, len(hashes) - start)
+            count = 1
+            while count < longest and segment.hashes[first + count] == hashes[start + count]:
+                count += 1
+            pieces.append(Piece(segment, first, count, start))
+            start += count
+        return pieces
+
+    def segment_of(self, block_hash: BlockHash) -> Segment | None:
+        place = self._places.get(block_hash)
+        return place[0] if place else None
+
+    def growing(self, parent: BlockHash) -> Segment | None:
+        """The segment that `parent` ends and that has room for more."""
+        segment, index = self._places.get(parent, (None, 0))
+        is_last = segment is not None and index == len(segment.hashes) - 1 < self._capacity - 1
+        return segment if is_last else None
+
+    def touch(self, segment: Segment) -> None:
+        """Used now, and with it all that stands before it."""
+        for used in segment.path():
+            self._order.move_to_end(used)
+
+    def oldest(self) -> Segment | None:
+        """The leaf that was not used for longest."""
+        return next(iter(self._order), None)
+
+    def add(self, anchor: Anchor, hashes: Sequence[BlockHash]) -> Segment | None:
+        """A new segment, used now. None if that would break the prefix closure, or a hash is stored already."""
+        before = self.segment_of(anchor.parent)
+        is_closed = anchor.parent == anchor.root if before is None else before.anchor.root == anchor.root
+        if not is_closed or any(block_hash in self._places for block_hash in hashes):
+            return None
+        segment = Segment(anchor, hashes, before)
+        if before is not None:
+            before.children.add(segment)
+        self._places.update((block_hash, (segment, index)) for index, block_hash in enumerate(hashes))
+        self._order[segment] = None
+        self.touch(segment)
+        return segment
+
+    def extend(self, segment: Segment, hashes: Sequence[BlockHash]) -> None:
+        """`segment`, which has the room, holds these blocks too now."""
+        start = len(segment.hashes)
+        segment.hashes += hashes
+        self._places.update((block_hash, (segment, start + index)) for index, block_hash in enumerate(hashes))
+        self.touch(segment)
+
+    def remove(self, segment: Segment) -> list[Segment]:
+        """Forget a segment and all that follows it; returns them, what follows before what it follows."""
+        removed: list[Segment] = []
+        pending = [segment]
+        while pending:
+            removed.append(pending.pop())
+            pending += removed[-1].children
+        for gone in removed:
+            del self._order[gone]
+            for block_hash in gone.hashes:
+                del self._places[block_hash]
+        if segment.before is not None:
+            segment.before.children.discard(segment)
+        return removed[::-1]
+
+    def under(self, root: BlockHash) -> list[Segment]:
+        """The first segments of every path under `root`. O(segments)."""
+        return [segment for segment in self._order if segment.anchor.root == root and segment.before is None]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every invariant of this module's docstring holds. O(blocks)."""
+        seen: set[Segment] = set()
+        for segment in self._order:
+            assert 0 < len(segment.hashes) <= self._capacity, f"{segment.name}: {len(segment.hashes)} blocks"
+            assert segment.children <= seen, f"{segment.name} would go before what follows it"
+            seen.add(segment)
+            for index, block_hash in enumerate(segment.hashes):
+                assert self._places[block_hash] == (segment, index), f"{segment.name}: the hash map is wrong"
+            if segment.before is None:
+                assert segment.anchor.parent == segment.anchor.root, f"{segment.name} follows nothing"
+            else:
+                assert self._places[segment.anchor.parent][0] is segment.before, (
+                    f"{segment.name}: its parent is elsewhere"
+                )
+                assert segment in segment.before.children, f"{segment.name}: its parent does not know it"
+        assert sum(len(segment.hashes) for segment in seen) == len(self._places), "a hash without a segment"

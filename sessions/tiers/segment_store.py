@@ -1,0 +1,301 @@
+"""SegmentStore: the folder of segment files, its bound, and what of it is indexed. Any thread; blocking I/O.
+
+    <folder>/lock                     held while a process owns the folder; the system frees it when the process dies
+    <folder>/<namespace>/<hash>       one segment each; 0700 and 0600, for KV is readable text to whoever reads it
+
+Over the bound, files of other namespaces (another model, another secret, an older version) go first, then our segments,
+least recently used first. When a segment was used outlives the process as the time of its file. The lock inside guards
+the index only and is never held during I/O; files may vanish or change under a reader, who then finds a miss.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import structlog
+
+from sessions.tiers.segment_file import (
+    Anchor,
+    BadSegment,
+    Contents,
+    Entry,
+    Payload,
+    SegmentFormat,
+    append,
+    create,
+    read_blocks,
+    read_contents,
+)
+from sessions.tiers.segment_index import Piece, Segment, SegmentIndex
+from sessions.types import BlockHash
+
+log = structlog.get_logger(__name__)
+
+
+class FolderInUse(Exception):
+    """Another process owns the folder."""
+
+
+class ForeignFile(NamedTuple):
+    """A file of another namespace: nothing but bytes that count."""
+
+    path: Path
+    num_bytes: int
+
+
+class SegmentStore:
+    """Raises OSError or FolderInUse when made; afterwards `append` and `read` may raise OSError, nothing else does.
+
+    max_bytes: bound of all files together.
+    """
+
+    def __init__(self, folder: Path, form: SegmentFormat, max_bytes: int) -> None:
+        self.form = form
+        self.max_bytes = max_bytes
+        self.num_corrupt = 0
+        """Files that were not what they must be, and are gone."""
+        self.num_drops = 0
+        """Calls of `drop` so far."""
+        self._folder = folder / form.namespace.hex()
+        for made in (folder, self._folder):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made.chmod(0o700)
+        self._owner = _own(folder)
+        self._lock = threading.Lock()
+        self._index = SegmentIndex(form.capacity)
+        started_at = time.monotonic()
+        self._num_bytes = 0
+        self._foreign = deque(_foreign_files(folder, self._folder.name))
+        self._scan()
+        self._make_room(0, ())
+        log.info(
+            "disk tier ready",
+            blocks=self.num_blocks,
+            mib=round(self.num_bytes / 2**20),
+            other_mib=round(sum(file.num_bytes for file in self._foreign) / 2**20),
+            removed=self.num_corrupt,
+            seconds=round(time.monotonic() - started_at, 3),
+        )
+
+    def close(self) -> None:
+        """Let another process own the folder."""
+        self._owner.release()
+
+    @property
+    def num_blocks(self) -> int:
+        return self._index.num_blocks
+
+    @property
+    def num_bytes(self) -> int:
+        """Of our own namespace."""
+        return self._num_bytes
+
+    # -- lookup --
+
+    def num_stored(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading `hashes` are stored."""
+        with self._lock:
+            return self._index.num_stored(hashes)
+
+    def pieces(self, root: BlockHash, hashes: Sequence[BlockHash], start: int) -> list[Piece]:
+        """Where the leading blocks of `hashes[start:]` are. No I/O; fit for the event loop."""
+        with self._lock:
+            return self._index.pieces(root, hashes, start)
+
+    def touch(self, block_hash: BlockHash) -> None:
+        """The path up to this block was used now."""
+        with self._lock:
+            segment = self._index.segment_of(block_hash)
+            if segment is not None:
+                self._index.touch(segment)
+
+    def room_after(self, parent: BlockHash) -> int:
+        """How many blocks after `parent` one `append` takes: what its file has room for, or a file of their own."""
+        with self._lock:
+            growing = self._index.growing(parent)
+            return self.form.capacity - (len(growing.hashes) if growing else 0)
+
+    # -- files --
+
+    def append(self, after: Anchor, entries: Sequence[Entry], rows: Payload, num_drops: int) -> bool:
+        """Store blocks that follow `after.parent`, at most `room_after` of them. One thread only. Raises OSError.
+
+        rows: uint8 [len(entries), stride]. num_drops: as it was before `rows` were copied, so that what is dropped
+        meanwhile stays away. False if it was, if there is no room, or if the parent is not stored any more.
+        """
+        hashes = [entry.block_hash for entry in entries]
+        with self._lock:
+            growing, before = self._index.growing(after.parent), self._index.segment_of(after.parent)
+            if before is not None:
+                self._index.touch(before)
+            elif after.parent != after.root:
+                return False
+            kept = tuple(before.path()) if before is not None else ()
+        num_before = len(growing.hashes) if growing else 0
+        num_bytes = self.form.file_bytes(len(entries)) if growing is None else len(entries) * self.form.stride
+        if not self._make_room(num_bytes, kept):
+            return False
+        path = self._path(growing.name if growing else hashes[0].hex())
+        anchor = growing.anchor if growing else after
+        self._write(path, anchor, num_before, entries, rows)
+        with self._lock:
+            is_stored = num_drops == self.num_drops and self._enter(growing, anchor, hashes)
+            self._num_bytes += num_bytes if is_stored else 0
+        if not is_stored:
+            if growing is not None:
+                self._remove(growing)
+            path.unlink(missing_ok=True)
+        return is_stored
+
+    def read(self, piece: Piece, expected: Sequence[Entry]) -> Payload | None:
+        """The KV of a piece, uint8 [num_blocks, block_bytes], if the file holds just that.
+
+        None if it is gone meanwhile, or bad: then it is removed with all that follows it. Raises OSError.
+        """
+        segment, path = piece.segment, self._path(piece.segment.name)
+        try:
+            payload = read_blocks(path, self.form, segment.anchor, piece.first, expected)
+            os.utime(path)
+        except FileNotFoundError:
+            self._remove(segment)
+            return None
+        except BadSegment as error:
+            log.warning("segment refused", name=segment.name, reason=str(error))
+            self.num_corrupt += 1
+            self._remove(segment)
+            return None
+        with self._lock:
+            if segment in self._index:
+                self._index.touch(segment)
+        return payload
+
+    def drop(self, root: BlockHash, first: BlockHash | None = None) -> int:
+        """Forget everything under `root`, or from the file of block `first` on. Returns blocks. Raises OSError."""
+        with self._lock:
+            self.num_drops += 1
+            segment = None if first is None else self._index.segment_of(first)
+            segments = self._index.under(root) if first is None else [segment] if segment is not None else []
+        return sum(self._remove(segment) for segment in segments)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless index, files and sizes agree. Only while nobody writes."""
+        with self._lock:
+            self._index.check_integrity()
+            assert self._num_bytes == self._size_of(list(self._index)), "the byte count is wrong"
+            names = {segment.name for segment in self._index}
+        assert names == {path.name for path in self._folder.iterdir()}, "files and index disagree"
+
+    # -- inside --
+
+    def _enter(self, growing: Segment | None, anchor: Anchor, hashes: Sequence[BlockHash]) -> bool:
+        """Index what was written; the lock is held. False if it does not join what is stored any more."""
+        if growing is None:
+            return self._index.add(anchor, hashes) is not None
+        if growing not in self._index:
+            return False
+        self._index.extend(growing, hashes)
+        return True
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _size_of(self, segments: Sequence[Segment]) -> int:
+        return sum(self.form.file_bytes(len(segment.hashes)) for segment in segments)
+
+    def _write(self, path: Path, anchor: Anchor, num_before: int, entries: Sequence[Entry], rows: Payload) -> None:
+        """What a failed write leaves behind, a full disk above all, is cut off again."""
+        try:
+            if not num_before:
+                create(path, self.form, anchor)
+            append(path, self.form, anchor, num_before, entries, rows)
+        except OSError:
+            with contextlib.suppress(OSError):
+                if num_before:
+                    os.truncate(path, self.form.file_bytes(num_before))
+                else:
+                    path.unlink(missing_ok=True)
+            raise
+
+    def _make_room(self, num_bytes: int, kept: Sequence[Segment]) -> bool:
+        """Delete what goes first until `num_bytes` more fit; False if only `kept` is left to go. Raises OSError."""
+        while self._num_bytes + sum(file.num_bytes for file in self._foreign) + num_bytes > self.max_bytes:
+            if self._foreign:
+                self._foreign.popleft().path.unlink(missing_ok=True)
+                continue
+            with self._lock:
+                oldest = self._index.oldest()
+            if oldest is None or oldest in kept:
+                return False
+            self._remove(oldest)
+        return True
+
+    def _remove(self, segment: Segment) -> int:
+        """Forget a segment and all that follows it, then delete the files, leaves first. Returns blocks."""
+        with self._lock:
+            removed = self._index.remove(segment) if segment in self._index else []
+            self._num_bytes -= self._size_of(removed)
+        for gone in removed:
+            self._path(gone.name).unlink(missing_ok=True)
+        return sum(len(gone.hashes) for gone in removed)
+
+    def _scan(self) -> None:
+        """Index what is there, by headers alone. A file that is bad, or follows nothing, is removed."""
+        found: dict[BlockHash, Contents] = {}
+        for item in os.scandir(self._folder):
+            path = self._folder / item.name
+            try:
+                contents = read_contents(path, self.form)
+                if contents.entries[0].block_hash.hex() != item.name:
+                    raise BadSegment("the name is not its first block's")
+                found[contents.entries[0].block_hash] = contents
+            except BadSegment:
+                self.num_corrupt += 1
+                path.unlink()
+        self._adopt(found)
+
+    def _adopt(self, found: dict[BlockHash, Contents]) -> None:
+        """Add segments in the order of their paths, then put them in the order of their last use."""
+        after: dict[BlockHash, list[BlockHash]] = {}
+        for name, contents in found.items():
+            after.setdefault(contents.anchor.parent, []).append(name)
+        adopted: list[tuple[int, Segment]] = []
+        pending = [contents.anchor.root for contents in found.values()]
+        while pending:
+            for name in after.pop(pending.pop(), ()):
+                anchor, entries, used_at_ns = found[name]
+                segment = self._index.add(anchor, [entry.block_hash for entry in entries])
+                if segment is not None:
+                    del found[name]
+                    pending += segment.hashes
+                    adopted.append((used_at_ns, segment))
+        for _, segment in sorted(adopted, key=lambda pair: pair[0]):
+            self._index.touch(segment)
+        self._num_bytes = self._size_of([segment for _, segment in adopted])
+        for name in found:
+            self.num_corrupt += 1
+            self._path(name.hex()).unlink()
+
+
+def _own(folder: Path) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(folder / "lock", mode=0o600, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise FolderInUse(f"another process uses {folder}") from None
+    return lock
+
+
+def _foreign_files(folder: Path, our_name: str) -> list[ForeignFile]:
+    """Files of the other namespaces, oldest first."""
+    found = []
+    for namespace in folder.iterdir():
+        if namespace.is_dir() and namespace.name != our_name:
+            found += [(path, path.stat()) for path in namespace.iterdir() if path.is_file()]
+    found.sort(key=lambda pair: pair[1].st_mtime_ns)
+    return [ForeignFile(path, status.st_size) for path, status in found]

@@ -1,0 +1,67 @@
+"""Paths of blocks whose KV is a function of their hash, so that any wrong payload shows."""
+
+from collections.abc import Sequence
+from hashlib import shake_128
+from pathlib import Path
+
+import numpy as np
+
+from sessions.hashing import chain_hashes, token_bytes
+from sessions.tiers.segment_file import Anchor, Entry, Payload, SegmentFormat
+from sessions.tiers.segment_store import SegmentStore
+from sessions.types import BlockHash
+
+FORM = SegmentFormat(b"n" * 16, "fake 5", block_size=64, block_bytes=5000)
+"""4 blocks a file."""
+ROOT = BlockHash(b"r" * 16)
+CAPACITY = FORM.capacity
+
+
+def path_of(*branches: int, root: BlockHash = ROOT) -> tuple[list[BlockHash], list[Entry]]:
+    """One block per number: its tokens are that number. Equal beginnings are equal blocks."""
+    ids = [token for branch in branches for token in [branch] * FORM.block_size]
+    hashes = chain_hashes(root, ids, FORM.block_size)
+    return hashes, [Entry(h, token_bytes([b] * FORM.block_size)) for h, b in zip(hashes, branches, strict=True)]
+
+
+def kv_of(entries: Sequence[Entry], form: SegmentFormat = FORM) -> Payload:
+    """uint8 [len(entries), block_bytes]."""
+    data = [np.frombuffer(shake_128(entry.block_hash).digest(form.block_bytes), np.uint8) for entry in entries]
+    return np.stack(data)
+
+
+def rows_of(entries: Sequence[Entry], form: SegmentFormat = FORM) -> Payload:
+    rows = form.buffer(len(entries))
+    rows[:, : form.block_bytes] = kv_of(entries, form)
+    return rows
+
+
+def store_path(store: SegmentStore, *branches: int, root: BlockHash = ROOT) -> bool:
+    """Append what is missing of the path, as the writer does."""
+    hashes, entries = path_of(*branches, root=root)
+    start = store.num_stored(hashes)
+    while start < len(hashes):
+        parent = hashes[start - 1] if start else root
+        run = entries[start : start + store.room_after(parent)]
+        if not store.append(Anchor(root, parent), run, rows_of(run), store.num_drops):
+            return False
+        start += len(run)
+    return True
+
+
+def readable(store: SegmentStore, *branches: int, root: BlockHash = ROOT) -> int:
+    """How many leading blocks of the path can be read; asserts that what is read is right."""
+    hashes, entries = path_of(*branches, root=root)
+    count = 0
+    for piece in store.pieces(root, hashes, 0):
+        expected = entries[piece.position : piece.position + piece.num_blocks]
+        payload = store.read(piece, expected)
+        if payload is None:
+            break
+        assert (payload == kv_of(expected, store.form)).all()
+        count += piece.num_blocks
+    return count
+
+
+def files_under(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock")

@@ -1,0 +1,116 @@
+"""Reading back: shared, bounded in memory and in time, and never more than is right."""
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sessions.tiers import restore
+from sessions.tiers.restore import Restorer
+from sessions.tiers.segment_store import SegmentStore
+from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, kv_of, path_of, store_path
+
+LONG = tuple(range(1, 11))
+HASHES, ENTRIES = path_of(*LONG)
+TOKEN_IDS = [token for number in LONG for token in [number] * FORM.block_size]
+PROMPT = [*TOKEN_IDS, 7]
+FILE_BYTES = CAPACITY * FORM.stride
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SegmentStore:
+    store = SegmentStore(tmp_path, FORM, 2**30)
+    store_path(store, *LONG)
+    return store
+
+
+@pytest.fixture
+async def restorer(store: SegmentStore) -> AsyncIterator[Restorer]:
+    restorer = Restorer(store, lambda: None)
+    yield restorer
+    restorer.close()
+
+
+async def test_whole_blocks_come_back_from_where_the_pool_ends(restorer: Restorer) -> None:
+    for num_local in range(len(LONG) + 1):
+        restored = await restorer.restore(ROOT, PROMPT, HASHES, num_local)
+        position = num_local
+        for blocks in restored:
+            assert blocks.first == position
+            assert (blocks.payload == kv_of(ENTRIES[blocks.first : blocks.end])).all()
+            position = blocks.end
+        assert position == len(LONG)
+
+
+async def test_the_last_token_is_left_to_compute(restorer: Restorer) -> None:
+    restored = await restorer.restore(ROOT, TOKEN_IDS, HASHES, 0)
+    assert restored[-1].end == len(LONG) - 1
+
+
+async def test_another_root_finds_nothing(restorer: Restorer) -> None:
+    assert await restorer.restore(HASHES[0], PROMPT, HASHES, 0) == ()
+
+
+async def test_a_hash_that_collides_is_a_miss(restorer: Restorer) -> None:
+    """The file's token ids are compared with the prompt's own."""
+    forged = list(PROMPT)
+    forged[5 * FORM.block_size] += 1
+    restored = await restorer.restore(ROOT, forged, HASHES, 0)
+    assert restored[-1].end == CAPACITY
+    assert restorer._store.num_corrupt == 1
+
+
+async def test_requests_that_want_the_same_share_one_read(restorer: Restorer) -> None:
+    both = await asyncio.gather(*(restorer.restore(ROOT, PROMPT, HASHES, 0) for _ in range(2)))
+    assert [blocks.payload is twin.payload for blocks, twin in zip(*both, strict=True)] == [True] * 3
+
+
+async def test_memory_in_flight_is_bounded_and_given_back(restorer: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "MAX_BYTES_IN_FLIGHT", 2 * FILE_BYTES)
+    held = await restorer.restore(ROOT, PROMPT, HASHES, 0)
+    assert held[-1].end == 2 * CAPACITY
+    assert await restorer.restore(ROOT, PROMPT, HASHES, 0) == ()
+    del held
+    gc.collect()
+    again = await restorer.restore(ROOT, PROMPT, HASHES, 0)
+    assert again[-1].end == 2 * CAPACITY
+
+
+async def test_recomputing_is_chosen_where_it_is_faster(store: SegmentStore) -> None:
+    restorer = Restorer(store, lambda: 1e12)
+    assert await restorer.restore(ROOT, PROMPT, HASHES, 0), "the disk's speed is not known yet"
+    assert restorer.read_rate.value is not None
+    assert await restorer.restore(ROOT, PROMPT, HASHES, 0) == ()
+    restorer.close()
+
+
+async def test_a_disk_that_hangs_is_not_waited_for(
+    restorer: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe without a writer stands for it: opening it does not return."""
+    monkeypatch.setattr(restore, "LONGEST_WAIT_S", 0.05)
+    path = tmp_path / FORM.namespace.hex() / HASHES[CAPACITY].hex()
+    path.unlink()
+    os.mkfifo(path)
+    restored = await restorer.restore(ROOT, PROMPT, HASHES, 0)
+    assert restored[-1].end == CAPACITY, "what came before is used"
+    assert await restorer.restore(ROOT, PROMPT, HASHES, CAPACITY) == ()
+    threading.Thread(target=lambda: os.close(os.open(path, os.O_WRONLY))).start()
+
+
+async def test_a_file_that_cannot_be_read_is_a_miss(restorer: Restorer, tmp_path: Path) -> None:
+    path = tmp_path / FORM.namespace.hex() / HASHES[CAPACITY].hex()
+    path.unlink()
+    path.mkdir()
+    restored = await restorer.restore(ROOT, PROMPT, HASHES, 0)
+    assert restored[-1].end == CAPACITY
+    assert restorer.num_errors == 1
+
+
+async def test_a_closed_one_finds_nothing(restorer: Restorer) -> None:
+    restorer.close()
+    assert await restorer.restore(ROOT, PROMPT, HASHES, 0) == ()

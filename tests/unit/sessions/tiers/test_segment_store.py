@@ -1,0 +1,269 @@
+"""The folder: its bound, its order, what a start makes of it, and what a kill at any moment leaves."""
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from sessions.tiers.segment_store import FolderInUse, SegmentStore
+from sessions.types import BlockHash
+from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, files_under, path_of, readable, store_path
+
+PLENTY = 2**30
+FULL_FILE = FORM.file_bytes(CAPACITY)
+LONG = tuple(range(1, 11))
+"""10 blocks: files of 4, 4 and 2."""
+
+
+def reopened(store: SegmentStore, folder: Path, max_bytes: int = PLENTY) -> SegmentStore:
+    store.close()
+    return SegmentStore(folder, FORM, max_bytes)
+
+
+def test_paths_are_found_and_outlive_the_store(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    assert store_path(store, *LONG)
+    assert store_path(store, 1, 2, 3, 99, 98)
+    for _ in range(2):
+        store.check_integrity()
+        assert store.num_blocks == len(LONG) + 2
+        assert readable(store, *LONG) == len(LONG)
+        assert readable(store, 1, 2, 3, 99, 98, 97) == 5
+        assert readable(store, 5) == 0
+        store = reopened(store, tmp_path)
+
+
+def test_short_turns_fill_files_up(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    for end in range(1, len(LONG) + 1):
+        assert store_path(store, *LONG[:end])
+    assert len(files_under(tmp_path)) == 3
+    assert readable(reopened(store, tmp_path), *LONG) == len(LONG)
+
+
+def test_only_the_owner_may_look(tmp_path: Path) -> None:
+    folder = tmp_path / "kv"
+    folder.mkdir(mode=0o755)
+    store = SegmentStore(folder, FORM, PLENTY)
+    store_path(store, 1)
+    for path in (folder, *folder.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_one_process_owns_the_folder(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    with pytest.raises(FolderInUse):
+        SegmentStore(tmp_path, FORM, PLENTY)
+    store = reopened(store, tmp_path)
+
+
+def test_over_the_bound_the_oldest_goes_with_what_follows_it_first(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, 3 * FULL_FILE)
+    store_path(store, *[1] * 4)
+    store_path(store, *[2] * 4)
+    store_path(store, *[1] * 8)  # uses the first path again, and now the second is the oldest
+    store_path(store, *[3] * 4)
+    assert [readable(store, *[number] * 8) for number in (1, 2, 3)] == [8, 0, 4]
+    store_path(store, *[4] * 4)
+    assert [readable(store, *[number] * 8) for number in (1, 3, 4)] == [4, 4, 4]
+    store.check_integrity()
+
+
+def test_random_traffic_stays_within_the_bound_and_prefix_closed(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    store = SegmentStore(tmp_path, FORM, 6 * FULL_FILE)
+    for _ in range(200):
+        path = [draw.randint(0, 2) for _ in range(draw.randint(1, 12))]
+        assert store_path(store, *path)
+        assert store.num_bytes <= store.max_bytes
+        assert sum(file.stat().st_size for file in files_under(tmp_path)) == store.num_bytes
+        store.check_integrity()
+        if draw.random() < 0.1:
+            store = reopened(store, tmp_path, store.max_bytes)
+            store.check_integrity()
+
+
+def test_what_is_larger_than_the_bound_is_refused(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, 2 * FULL_FILE)
+    store_path(store, 9)
+    assert not store_path(store, *LONG)
+    assert readable(store, *LONG) == 8, "what fits is kept: the path being written is not eaten by its own end"
+    store.check_integrity()
+
+
+def test_the_order_of_use_outlives_the_process(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    for number in (1, 2, 3):
+        store_path(store, *[number] * 4)
+    assert readable(store, *[1] * 4) == 4
+    store = reopened(store, tmp_path, 2 * FULL_FILE)
+    assert [readable(store, *[number] * 4) for number in (1, 2, 3)] == [4, 0, 4]
+
+
+def test_other_namespaces_go_first(tmp_path: Path) -> None:
+    foreign = SegmentStore(tmp_path, replace(FORM, namespace=b"f" * 16), PLENTY)
+    store_path(foreign, *[1] * 8)
+    foreign.close()
+    store = SegmentStore(tmp_path, FORM, 3 * FULL_FILE)
+    assert store.num_blocks == 0, "another model's files are never used"
+    store_path(store, *[1] * 4)
+    assert len(files_under(tmp_path)) == 3
+    store_path(store, *[2] * 8)
+    assert [readable(store, *[number] * 8) for number in (1, 2)] == [4, 8]
+    assert len(files_under(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: data[:20] + b"\xff" + data[21:],
+        lambda data: b"anaphora-kv/0\n\0\0" + data[16:],
+    ],
+)
+def test_a_bad_file_is_removed_at_start_with_what_follows_it(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store_path(store, *LONG)
+    store_path(store, 77)
+    victim = tmp_path / FORM.namespace.hex() / path_of(*LONG)[0][4].hex()
+    victim.write_bytes(damage(victim.read_bytes()))
+    store = reopened(store, tmp_path)
+    store.check_integrity()
+    assert readable(store, *LONG) in (4, 5)  # half a file has one whole block
+    assert readable(store, 77) == 1
+    assert store.num_corrupt >= 1
+
+
+def test_a_file_under_another_name_is_removed(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store_path(store, 1)
+    (path,) = files_under(tmp_path)
+    path.rename(path.with_name("0" * 32))
+    store = reopened(store, tmp_path)
+    assert store.num_blocks == 0 and files_under(tmp_path) == []
+
+
+def test_a_corrupt_payload_is_found_when_it_is_read(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store_path(store, *LONG)
+    path = tmp_path / FORM.namespace.hex() / path_of(*LONG)[0][4].hex()
+    data = bytearray(path.read_bytes())
+    data[FORM.data_at + 100] ^= 4
+    path.write_bytes(data)
+    store = reopened(store, tmp_path)
+    assert store.num_blocks == len(LONG), "a start reads headers only"
+    assert readable(store, *LONG) == 4
+    assert store.num_corrupt == 1
+    store.check_integrity()
+
+
+def test_a_file_that_is_gone_is_a_miss(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store_path(store, *LONG)
+    (tmp_path / FORM.namespace.hex() / path_of(*LONG)[0][4].hex()).unlink()
+    assert readable(store, *LONG) == 4
+    store.check_integrity()
+
+
+def test_a_root_can_be_dropped(tmp_path: Path) -> None:
+    other = BlockHash(b"o" * 16)
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store_path(store, *LONG)
+    store_path(store, *LONG, root=other)
+    assert store.drop(ROOT, path_of(*LONG)[0][5]) == 6, "files are dropped whole"
+    assert readable(store, *LONG) == 4
+    assert store.drop(ROOT, path_of(*LONG)[0][5]) == 0
+    assert store.drop(ROOT) == 4
+    assert readable(store, *LONG) == 0
+    assert readable(store, *LONG, root=other) == len(LONG)
+    store.check_integrity()
+
+
+def in_a_process(target: Callable[..., None], *args: object) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(*args, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def write_past_the_end_of_the_disk(folder: Path, done: Connection) -> None:
+    """A limit on the size of a file stands for a disk that is full in the middle of a write."""
+    store = SegmentStore(folder, FORM, PLENTY)
+    store_path(store, 1, 2)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FORM.file_bytes(2) + FORM.stride // 2, resource.RLIM_INFINITY))
+    outcomes = []
+    for path in ((1, 2, 3), (7, 7, 7)):
+        try:
+            store_path(store, *path)
+            outcomes.append("written")
+        except OSError:
+            outcomes.append("failed")
+    store.check_integrity()
+    done.send((outcomes, [file.stat().st_size for file in files_under(folder)]))
+
+
+def test_a_write_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
+    process, pipe = in_a_process(write_past_the_end_of_the_disk, tmp_path)
+    assert pipe.poll(20)
+    assert pipe.recv() == (["failed", "failed"], [FORM.file_bytes(2)])
+    process.join(20)
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    assert readable(store, 1, 2, 3) == 2
+    store.check_integrity()
+
+
+def write_for_ever(folder: Path, seed: int, ready: Connection) -> None:
+    draw = random.Random(seed)
+    store = SegmentStore(folder, FORM, 8 * FULL_FILE)
+    ready.send("open")
+    while True:
+        store_path(store, *[draw.randint(0, 2) for _ in range(draw.randint(1, 12))])
+
+
+def test_a_kill_at_any_moment_leaves_files_that_are_right(tmp_path: Path) -> None:
+    """20 writers, one after the other in the same folder, each killed somewhere in its work."""
+    draw = random.Random(11)
+    sizes = []
+    for seed in range(20):
+        process, pipe = in_a_process(write_for_ever, tmp_path, seed)
+        assert pipe.poll(20) and pipe.recv() == "open"
+        threading.Event().wait(draw.random() * 0.05)  # the moment is the point; nothing is awaited
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(20)
+        store = SegmentStore(tmp_path, FORM, 8 * FULL_FILE)
+        store.check_integrity()
+        sizes.append(store.num_blocks)
+        for segment in list(store._index):
+            assert readable_whole(store, segment.hashes[-1]), "a torn block is counted as stored"
+        assert store.num_corrupt <= 1, "only the file that was being made may be torn"
+        store.close()
+    assert max(sizes) > 8
+
+
+def readable_whole(store: SegmentStore, last: BlockHash) -> bool:
+    """Is the path that ends in `last` readable, and right? The tokens are found by trying: there are three."""
+    pending: list[tuple[int, ...]] = [(0,), (1,), (2,)]
+    while pending:
+        path = pending.pop()
+        hashes, _ = path_of(*path)
+        if store.num_stored(hashes) < len(hashes):
+            continue
+        if hashes[-1] == last:
+            return readable(store, *path) == len(path)
+        pending += [(*path, number) for number in range(3)]
+    return False
