@@ -1,6 +1,6 @@
 """The factory: settings and a service into a Litestar application. Wiring only.
 
-/v1            RequestLog ▸ guard: API key ▸ ChatController [guard: admission], ModelController
+/v1            RequestLog ▸ guard: API key ▸ [guard: admission] ChatController, CacheController; ModelController
 /health /ready /metrics /schema/openapi.json      open
 """
 
@@ -13,6 +13,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from proxy.auth import KeyRing, require_api_key
+from proxy.cache import CacheController
 from proxy.chat import ChatController
 from proxy.errors import EXCEPTION_HANDLERS
 from proxy.limits import InFlight, admit
@@ -59,7 +60,7 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
 
 
 def _api_router() -> Router:
-    chat = Router("/", route_handlers=[ChatController], guards=[admit])
+    chat = Router("/", route_handlers=[ChatController, CacheController], guards=[admit])
     return Router(
         "/v1",
         route_handlers=[chat, ModelController],

@@ -20,7 +20,7 @@ from proxy.body import BodyRequest
 from proxy.errors import ClientDisconnected
 from proxy.metrics import Metrics
 from proxy.reply import OpenReplies, Reply
-from proxy.schemas import AnswerMessage, ChatCompletion, ChatCompletionRequest, Choice, CompletionUsage
+from proxy.schemas import AnaphoraReport, AnswerMessage, ChatCompletion, ChatCompletionRequest, Choice, CompletionUsage
 from proxy.scope import RequestScope, request_scope
 from proxy.settings import Settings
 from proxy.translate import chat_request
@@ -64,11 +64,12 @@ class ChatController(Controller):
         await _unless_client_leaves(request, reply.begin())
 
         created, tier = int(datetime.now(UTC).timestamp()), _service_tier(data)
+        report = AnaphoraReport.of(generation.report)
         if data.stream:
             options = data.stream_options
             frames = sse.frames(
                 reply,
-                sse.ChunkWriter(generation.id, created, service.model_id, tier),
+                sse.ChunkWriter(generation.id, created, service.model_id, tier, report),
                 n=asked.n,
                 include_usage=bool(options and options.include_usage),
                 request_id=held.request_id,
@@ -82,6 +83,7 @@ class ChatController(Controller):
             choices=choices,
             usage=CompletionUsage.of(generation.usage()),
             service_tier=tier,
+            anaphora=report,
         )
         return Response(completion)
 
@@ -132,6 +134,8 @@ def _give_back(reply: Reply, open_replies: OpenReplies, held: RequestScope, metr
     held.fields.update(
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
+        spliced_messages=reply.generation.report.num_spliced,
+        restored_tokens=usage.restored_tokens,
         completion_tokens=usage.completion_tokens,
         time_to_first_token_s=_rounded(reply.time_to_first_token_s),
         queue_time_s=_rounded(queue_time_s),

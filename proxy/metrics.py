@@ -42,7 +42,7 @@ STAT_METRICS = (
     StatMetric("kv_cache_usage", "gauge", "Share of the KV pool that running requests hold, 0 to 1."),
     StatMetric("kv_cache_cached", "gauge", "Share of the KV pool that holds reusable KV, 0 to 1."),
     StatMetric("prefix_cache_queries", "counter", "Prompt tokens looked up in the KV pool."),
-    StatMetric("prefix_cache_hits", "counter", "Prompt tokens served from the KV pool."),
+    StatMetric("prefix_cache_hits", "counter", "Prompt tokens served from the KV pool, or from disk through it."),
     StatMetric("prompt_tokens", "counter", "Prompt tokens of finished and running requests."),
     StatMetric("generation_tokens", "counter", "Tokens generated."),
     StatMetric("num_draft_tokens", "counter", "Guessed tokens that a step verified (speculation)."),
@@ -55,6 +55,13 @@ STAT_METRICS = (
     StatMetric("index_resyncs", "counter", "Times the pool's content was told to the Redis trie anew."),
     StatMetric("index_dropped", "counter", "Events for the Redis trie dropped from a full queue."),
     StatMetric("index_elsewhere_tokens", "counter", "Prompt tokens that only another replica holds, as Redis says."),
+    StatMetric("disk_blocks", "gauge", "Blocks of KV on disk."),
+    StatMetric("disk_bytes", "gauge", "Bytes of KV on disk."),
+    StatMetric("disk_written_blocks", "counter", "Blocks written to disk."),
+    StatMetric("disk_dropped_paths", "counter", "Prompts and turns that could not be written to disk whole."),
+    StatMetric("disk_loaded_tokens", "counter", "Prompt tokens whose KV was read from disk."),
+    StatMetric("disk_errors", "counter", "Reads and writes of the disk tier that failed."),
+    StatMetric("disk_corrupt", "counter", "Files of the disk tier that were torn, corrupt or foreign, and removed."),
 )
 INDEX_STATES = ("redis", "embedded", "off", "read_only", "connecting", "down")
 

@@ -11,14 +11,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from sessions.types import Usage
+from proxy.cache_schemas import CacheExplanation
+from sessions.types import PromptReport, Usage
 
 # --- request
 # -----------------------------------------------------------------------------------------------------------
 
 
 class PromptCacheBreakpoint(Struct, frozen=True, kw_only=True):
-    """A hint: every prefix is cached here, to the token. With `stable_first` it says which system parts go first."""
+    """The end of a reusable prefix, to the token. With `ttl` it is kept at least that long; in explicit mode it is all
+    that is read and written; with `stable_first` it says which system parts go first.
+    """
 
     mode: Literal["explicit"]
     ttl: Literal["30m", "12h"] | None = None
@@ -103,6 +106,19 @@ Metadata = Annotated[
 ]
 
 
+class AnaphoraOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What only this server has.
+
+    splice: take replies that come back as text as the tokens that were generated.
+    priority: how long what is computed stays: `low` goes first, `high` stays as with a time to live.
+    explain: say in the reply what the cache had of the prompt, and why no more.
+    """
+
+    splice: bool = True
+    priority: Literal["low", "normal", "high"] = "normal"
+    explain: bool = False
+
+
 class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     """Body of POST /v1/chat/completions."""
 
@@ -127,6 +143,7 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
 
     prediction: Prediction | None = None
+    anaphora: AnaphoraOptions | None = None
 
     # Taken, checked, without effect on the answer.
     metadata: Metadata | None = None
@@ -196,6 +213,31 @@ class CompletionUsage(Struct, frozen=True, kw_only=True):
         )
 
 
+class Moved(Struct, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
+    source: str
+    target: str
+
+
+class AnaphoraReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was done with the request.
+
+    spliced_messages: replies in the prompt taken as the tokens that were generated. moved: what the canonical order
+    put elsewhere. cache: on request, what the cache had of the prompt and why no more.
+    """
+
+    spliced_messages: Annotated[int, Meta(ge=0)]
+    moved: list[Moved] = []
+    cache: CacheExplanation | None = None
+
+    @classmethod
+    def of(cls, report: PromptReport) -> "AnaphoraReport":
+        return cls(
+            spliced_messages=report.num_spliced,
+            moved=[Moved(source=move.source, target=move.target) for move in report.moves],
+            cache=None if report.explanation is None else CacheExplanation.of(report.explanation),
+        )
+
+
 class AnswerMessage(Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str
@@ -217,6 +259,7 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     choices: list[Choice]
     usage: CompletionUsage
     service_tier: str | UnsetType = UNSET
+    anaphora: AnaphoraReport | UnsetType = UNSET
 
 
 class ChunkDelta(Struct, frozen=True, kw_only=True):
@@ -239,6 +282,7 @@ class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
     choices: list[ChunkChoice]
     usage: CompletionUsage | None = None
     service_tier: str | UnsetType = UNSET
+    anaphora: AnaphoraReport | UnsetType = UNSET
 
 
 class Model(Struct, frozen=True, kw_only=True):

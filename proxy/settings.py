@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sessions.hashing import MIN_SECRET_BYTES
-from sessions.pool_size import parse_pool_size
+from sessions.pool_size import parse_disk_size, parse_pool_size
 
 ENV_PREFIX = "ANAPHORA_"
 
@@ -113,6 +113,13 @@ class Settings(BaseSettings):
         False,
         description="Leading system parts marked with `prompt_cache_breakpoint` go before unmarked ones.",
     )
+    splice_stripped: bool = Field(
+        False,
+        description="A reply that comes back without the whitespace at its ends is still taken as it was generated.",
+    )
+    reply_ttl_s: CountOrOff = Field(
+        86_400, description="So long Redis keeps the tokens of a reply for its next turn; 0: it never sees them."
+    )
 
     max_inflight: Count = Field(512, description="Chat requests in flight at once, over all tenants; past it, 429.")
     max_inflight_per_tenant: CountOrOff = Field(0, description="The same, per tenant; 0 means no limit of its own.")
@@ -147,6 +154,12 @@ class Settings(BaseSettings):
     )
     redis_timeout_ms: int = Field(50, description="Longest wait for Redis on a request's path.", ge=1, le=10_000)
 
+    disk_size: str = Field(
+        "0",
+        description="Most bytes (`4GiB`) of KV kept in the cache folder, so that it outlives the process; 0 is off. "
+        "Who can read these files can read the conversations.",
+    )
+
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="API keys as `tenant=key,tenant=key`; none means no authentication, one tenant.",
@@ -168,6 +181,12 @@ class Settings(BaseSettings):
     @classmethod
     def _pool_size_parses(cls, text: str) -> str:
         parse_pool_size(text)
+        return text
+
+    @field_validator("disk_size")
+    @classmethod
+    def _disk_size_parses(cls, text: str) -> str:
+        parse_disk_size(text)
         return text
 
     @field_validator("api_keys")

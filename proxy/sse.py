@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from proxy.errors import ErrorAnswer, internal_error_answer, log_unexpected, session_error_answer
 from proxy.reply import Reply
-from proxy.schemas import ENCODER, ChatCompletionChunk, ChunkChoice, ChunkDelta, CompletionUsage
+from proxy.schemas import ENCODER, AnaphoraReport, ChatCompletionChunk, ChunkChoice, ChunkDelta, CompletionUsage
 from sessions.errors import SessionError
 from sessions.types import Delta
 
@@ -28,15 +28,25 @@ DONE = b"data: [DONE]\n\n"
 class ChunkWriter:
     """Encodes chunks that share id, time and model. Pure."""
 
-    def __init__(self, completion_id: str, created: int, model: str, service_tier: str | UnsetType = UNSET) -> None:
+    def __init__(
+        self,
+        completion_id: str,
+        created: int,
+        model: str,
+        service_tier: str | UnsetType = UNSET,
+        report: AnaphoraReport | UnsetType = UNSET,
+    ) -> None:
         self._id = completion_id
         self._created = created
         self._model = model
         self._service_tier = service_tier
+        self._report = report
 
     def roles(self, n: int) -> bytes:
+        """Choices open in order; the first chunk has the report, which is known before the first token is."""
         opening = ChunkDelta(role="assistant", content="")
-        return b"".join(self._choice(index, opening) for index in range(n))
+        first = self._event([ChunkChoice(index=0, delta=opening)], report=self._report)
+        return first + b"".join(self._choice(index, opening) for index in range(1, n))
 
     def deltas(self, batch: Sequence[Delta]) -> bytes:
         """Content chunks; a finish reason is a chunk of its own, with an empty delta.
@@ -57,7 +67,12 @@ class ChunkWriter:
     def _choice(self, index: int, delta: ChunkDelta, finish_reason: str | None = None) -> bytes:
         return self._event([ChunkChoice(index=index, delta=delta, finish_reason=finish_reason)])
 
-    def _event(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> bytes:
+    def _event(
+        self,
+        choices: list[ChunkChoice],
+        usage: CompletionUsage | None = None,
+        report: AnaphoraReport | UnsetType = UNSET,
+    ) -> bytes:
         chunk = ChatCompletionChunk(
             id=self._id,
             created=self._created,
@@ -65,6 +80,7 @@ class ChunkWriter:
             choices=choices,
             usage=usage,
             service_tier=self._service_tier,
+            anaphora=report,
         )
         return b"data: " + ENCODER.encode(chunk) + b"\n\n"
 

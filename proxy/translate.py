@@ -23,7 +23,7 @@ from proxy.schemas import (
     UserMessage,
 )
 from sessions.errors import InvalidRequest
-from sessions.types import ChatRequest, Message, Part, SamplingParams, Tenant
+from sessions.types import Breakpoint, CacheOptions, ChatRequest, Message, Part, SamplingParams, Tenant
 
 _NEVER_BUILT = (
     "audio",
@@ -41,6 +41,9 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 """One spelling per id: two would be two biases, whose sum no bound has seen."""
 
 
+_TTL_S = {None: None, "30m": 1800.0, "12h": 43_200.0, "24h": 86_400.0}
+
+
 def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, vocab_size: int) -> ChatRequest:
     """Raises InvalidRequest naming the parameter."""
     refuse_unsupported(wire)
@@ -52,6 +55,9 @@ def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, voc
         tenant=tenant,
         cache_salt=wire.cache_salt,
         prediction="" if wire.prediction is None else _text(wire.prediction.content, "prediction"),
+        cache=_cache_options(wire),
+        wants_explanation=wire.anaphora is not None and wire.anaphora.explain,
+        splice=wire.anaphora is None or wire.anaphora.splice,
     )
 
 
@@ -72,8 +78,6 @@ def refuse_unsupported(wire: ChatCompletionRequest) -> None:
         raise _unsupported("modalities", "only 'text' is")
     if wire.repetition_penalty not in (None, 1.0):
         raise _unsupported("repetition_penalty", "presence_penalty and frequency_penalty are")
-    if wire.prompt_cache_options is not None and wire.prompt_cache_options.mode == "explicit":
-        raise _unsupported("prompt_cache_options.mode", "only 'implicit' is")
 
 
 def check_together(wire: ChatCompletionRequest, max_n: int) -> None:
@@ -130,11 +134,11 @@ def _message(wire: ChatMessage, index: int) -> Message:
             if wire.function_call is not None:
                 raise _unsupported(f"{where}.function_call")
             content = wire.refusal or "" if wire.content is None else _text(wire.content, where)
-            return Message("assistant", content)
+            return Message("assistant", content, parts=_parts(wire.content or "", where))
         case ToolMessage():
-            return Message("tool", _text(wire.content, where), wire.tool_call_id)
+            return Message("tool", _text(wire.content, where), wire.tool_call_id, _parts(wire.content, where))
         case UserMessage():
-            return Message("user", _text(wire.content, where))
+            return Message("user", _text(wire.content, where), parts=_parts(wire.content, where))
         case SystemMessage():
             return Message("system", _text(wire.content, where), parts=_parts(wire.content, where))
         case DeveloperMessage():
@@ -152,12 +156,27 @@ def _parts(content: Content, where: str) -> tuple[Part, ...]:
     """Where each part stands in the joined text, if the client marked one of them."""
     if isinstance(content, str):
         return ()
-    marks = [isinstance(part, TextPart) and part.prompt_cache_breakpoint is not None for part in content]
-    if not any(marks):
+    points = [part.prompt_cache_breakpoint if isinstance(part, TextPart) else None for part in content]
+    if not any(points):
         return ()
     lengths = [len(_part_text(part, where)) for part in content]
     offsets = pairwise(accumulate(lengths, initial=0))
-    return tuple(Part(start, end, is_marked) for (start, end), is_marked in zip(offsets, marks, strict=True))
+    return tuple(
+        Part(start, end, None if point is None else Breakpoint(_TTL_S[point.ttl]))
+        for (start, end), point in zip(offsets, points, strict=True)
+    )
+
+
+def _cache_options(wire: ChatCompletionRequest) -> CacheOptions:
+    """`prompt_cache_retention` is the older word for a time to live."""
+    options, own = wire.prompt_cache_options, wire.anaphora
+    ttl = options.ttl if options is not None else None
+    return CacheOptions(
+        is_explicit=options is not None and options.mode == "explicit",
+        ttl_s=_TTL_S[ttl or ("24h" if wire.prompt_cache_retention == "24h" else None)],
+        key=wire.prompt_cache_key or "",
+        priority="normal" if own is None else own.priority,
+    )
 
 
 def _part_text(part: ContentPart, where: str) -> str:

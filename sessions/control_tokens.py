@@ -92,6 +92,10 @@ class ControlTokens:
         self._endings = {text[start:] for text in texts for start in range(1, len(text))}
         self._inside = "\0".join(text[1:-1] for text in texts)
 
+    def at(self, text: str) -> ControlToken | None:
+        """The control token that `text` is, without the whitespace it swallows."""
+        return self.by_text.get(text) or self.by_text.get(text.strip())
+
     def find(self, text: str) -> Iterator[Match]:
         """Every control token in `text`, leftmost and longest first, as `tokenizers` matches added tokens."""
         taken = 0

@@ -6,6 +6,7 @@ One per choice; its stop strings are compiled once per request (StopStrings). A 
 before it: a window of recent ids is decoded, never all.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -16,6 +17,24 @@ _MAX_UTF8_TAIL: Final = 3
 """A code point that is still incomplete has at most 3 bytes, so at most 3 tokens."""
 _MAX_UNSETTLED: Final = 16
 """So many tokens without settled text are not UTF-8 under way: they are bytes that never will be."""
+
+
+def fitting(decode: Decode, ids: Sequence[int], text: str) -> tuple[int, int]:
+    """How many leading `ids` say nothing but a beginning of `text`, and how many characters of it. (0, 0): none do.
+
+    As many as can, and no more of them than say it: a token may end inside a code point, or go on past the text.
+    """
+    whole = decode(ids)
+    if whole and text.startswith(whole):
+        return len(ids), len(whole)
+    length = min(len(text), len(whole))
+    count = bisect_left(range(len(ids)), length, key=lambda last: len(decode(ids[: last + 1]))) + 1
+    best = 0, 0
+    for num_ids in range(max(1, count - _MAX_UTF8_TAIL - 1), min(len(ids), count + _MAX_UTF8_TAIL) + 1):
+        said = decode(ids[:num_ids])
+        if len(said) > best[1] and text.startswith(said):
+            best = num_ids, len(said)
+    return best
 
 
 class Detokenizer:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from sessions.detokenizer import TextStream
 from sessions.engine.request import RequestOutput
 from sessions.errors import EngineFailed
-from sessions.types import Delta, FinishReason, RequestId, Usage
+from sessions.replies import Said
+from sessions.types import Delta, FinishReason, PromptReport, RequestId, Usage
 
 
 @dataclass(slots=True)
 class Choice:
     index: int
     stream: TextStream
+    said: Said
     is_finished: bool = False
     prediction: tuple[int, int] = (0, 0)
     """Tokens of the request's prediction that were right, and wrong."""
@@ -35,19 +37,26 @@ class Generation:
         choices: dict[RequestId, Choice],
         abort: Callable[[RequestId], None],
         forget: Callable[[Sequence[RequestId]], None],
+        remember: Callable[[Choice], None],
+        report: PromptReport,
     ) -> None:
         self.id = generation_id
         self.queue_time_s: float | None = None
         """Arrival to first run by the engine; None before the first token."""
+        self.report = report
+        self.write_limit: int | None = None
+        """Prompt tokens that are kept at most; None is all."""
         self._num_prompt_tokens = num_prompt_tokens
         self._choices = choices
         self._abort = abort
         self._forget = forget
+        self._remember = remember
         self._arrived_at = time.monotonic()
         self._deltas: deque[Delta] = deque()
         self._ready = asyncio.Event()
         self._error: str | None = None
         self._num_cached: int | None = None
+        self._num_restored = 0
         self._is_closed = False
 
     def __aiter__(self) -> AsyncIterator[Delta]:
@@ -67,11 +76,20 @@ class Generation:
     def usage(self) -> Usage:
         """Final once iteration ended; prompt counts are known from the first delta on."""
         cached = self._num_cached or 0
-        computed = self._num_prompt_tokens - cached if self._num_cached is not None else 0
+        kept = self._num_prompt_tokens if self.write_limit is None else self.write_limit
+        computed = max(0, kept - cached) if self._num_cached is not None else 0
         completion = sum(choice.stream.num_tokens_used for choice in self._choices.values())
         accepted = sum(choice.prediction[0] for choice in self._choices.values())
         rejected = sum(choice.prediction[1] for choice in self._choices.values())
-        return Usage(self._num_prompt_tokens, completion, cached, computed, accepted, rejected)
+        return Usage(
+            self._num_prompt_tokens,
+            completion,
+            cached,
+            computed,
+            accepted,
+            rejected,
+            restored_tokens=self._num_restored,
+        )
 
     def close(self) -> None:
         if self._is_closed:
@@ -80,6 +98,7 @@ class Generation:
         for request_id, choice in self._choices.items():
             if not choice.is_finished:
                 self._abort(request_id)
+                self._remember(choice)
         self._forget(list(self._choices))
         self._ready.set()
 
@@ -95,6 +114,7 @@ class Generation:
         if self._num_cached is None:
             # The first choice's prompt; its forks find all of it in the pool.
             self._num_cached = output.num_cached_tokens
+            self._num_restored = output.num_restored_tokens
             if output.admitted_at is not None:
                 self.queue_time_s = output.admitted_at - self._arrived_at
         choice.prediction = output.prediction
@@ -102,7 +122,9 @@ class Generation:
         self._ready.set()
 
     def _push(self, choice: Choice, output: RequestOutput) -> None:
+        num_used = choice.stream.num_tokens_used
         text = choice.stream.decode(output.token_ids)
+        choice.said.ids += output.token_ids[: choice.stream.num_tokens_used - num_used]
         finish_reason: FinishReason | None = output.finish_reason
         if choice.stream.stopped:
             if finish_reason is None:
@@ -112,6 +134,9 @@ class Generation:
             text += choice.stream.flush()
             # A stop string may be complete only in the tail that was held back.
             finish_reason = "stop" if choice.stream.stopped else finish_reason
+        choice.said.pieces.append(text)
         choice.is_finished = finish_reason is not None
+        if choice.is_finished:  # before the client has the end: its next turn may be here at once
+            self._remember(choice)
         if text or finish_reason:
             self._deltas.append(Delta(choice.index, text, finish_reason))

@@ -1,4 +1,4 @@
-"""What passes between rendering and encoding: ChatTemplate, Segment, ContentSpan, Move, Prompt. Pure."""
+"""What passes between rendering and encoding: ChatTemplate, Segment, ContentSpan, Prompt. Pure."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sessions.control_tokens import ControlTokens
-from sessions.types import TokenId
+from sessions.types import Move, TokenId
 
 
 class TemplateError(Exception):
@@ -50,25 +50,21 @@ class ContentSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """Something the canonical order put elsewhere, e.g. `messages[3]` to `messages[0]`."""
-
-    source: str
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
 class Prompt:
     """A rendered conversation.
 
-    segments cover `text` from left to right.
-    contents: where each non-empty content stands, in order; empty if the template did more than strip one.
+    segments cover `text` from left to right, after the part whose tokens are `known_ids` (none, if it was all new).
+    contents: where each non-empty content stands, in order; empty if the template did more than strip one, and where
+    the beginning was known.
+    needed_stand_ins: a client wrote something that looks like a control token.
     """
 
     text: str
     segments: tuple[Segment, ...]
     contents: tuple[ContentSpan, ...]
     moves: tuple[Move, ...]
+    known_ids: Sequence[TokenId] = ()
+    needed_stand_ins: bool = False
 
     def content_at(self, offset: int) -> ContentSpan | None:
         """The content that covers `text[offset]`; None where the template wrote it."""

@@ -1,6 +1,6 @@
 """ChatService: a chat request in, a Generation out. The only door between `proxy` and conversations.
 
-    start: render ▸ encode ▸ chain of block hashes ▸ (Redis, when it can know more) ▸ one engine request per choice
+    start: render ▸ splice ▸ encode ▸ chain of block hashes ▸ (Redis, when it can know more) ▸ requests
     outputs: engine thread ──one call_soon_threadsafe per step──▶ Generation ▸ TextStream ▸ Delta
 
 Everything here runs on the event loop, but `_deliver` and the resync source, which say which thread is theirs.
@@ -9,37 +9,35 @@ Everything here runs on the event loop, but `_deliver` and the resync source, wh
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain as chained
-from typing import Any, Literal
+from typing import Literal
 
 from sessions.admission import Admission
+from sessions.cache_control import CacheControl
 from sessions.detokenizer import StopStrings, TextStream
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
 from sessions.engine.loop import Engine, Runner, StepResult
-from sessions.engine.request import Request
+from sessions.engine.request import Request, RestoredBlocks
 from sessions.engine.scheduler import Scheduler
-from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
+from sessions.errors import Draining, EngineFailed
 from sessions.generation import Choice, Generation
-from sessions.hashing import HashChain, RootFields, root_hash, tenant_key
+from sessions.hashing import RootFields, root_hash, tenant_key
 from sessions.index import IndexSettings, PrefixIndex, open_index
-from sessions.render import render
+from sessions.keeping import keeping_of
+from sessions.prompting import Prompted, Prompter
+from sessions.replies import Replies
+from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
 from sessions.tokenizer import Tokenizer
-from sessions.types import BlockHash, ChatRequest, Readiness, RequestId, Stats, TokenId
+from sessions.types import BlockHash, ChatRequest, Explanation, Readiness, RequestId, Stats, Usage
 
 CALL_TIMEOUT_S = 10.0
 """How long the index thread waits for the engine to answer between two steps."""
 
-CHARACTERS_PER_TOKEN = 8
-"""More than a token has in any text worth predicting: what is past it could never be reached."""
 
-LONG_PROMPT_CHARACTERS = 20_000
-"""Prompts past this are rendered and encoded off the event loop."""
-
-MARKUP_CHARACTERS = 16
-"""What a string costs in a prompt besides its own characters: 340,000 empty messages are a long prompt too."""
+CHAINS_PER_CALL = 64
+"""Paths that are followed between two steps: about a millisecond for long ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,9 @@ class ServiceParts:
     max_num_waiting: int
     index: IndexOptions = field(default_factory=IndexOptions)
     stable_first: bool = False
+    splice_stripped: bool = False
+    bytes_per_token: int = 0
+    disk: DiskOptions | None = None
 
 
 class ChatService:
@@ -76,7 +77,7 @@ class ChatService:
         self._loop = asyncio.get_running_loop()
         self._parts = parts
         self._config = parts.engine_config
-        self._pool = BlockPool(self._config.num_blocks, self._config.block_size)
+        self._pool = BlockPool(self._config.num_blocks, self._config.block_size, self._config.max_pinned_blocks)
         self._scheduler = Scheduler(self._config, self._pool)
         self.engine = Engine(self._scheduler, runner, self._deliver)
         self._admission = Admission(parts.max_num_waiting)
@@ -86,6 +87,7 @@ class ChatService:
         self.model_id = parts.model_id
         self.created = int(_wall_clock_s())
         self.max_model_len = min(self._config.max_model_len, self._config.pool_tokens)
+        self.bytes_per_token = parts.bytes_per_token
         self.vocab_size = parts.tokenizer.vocab_size
         fleet = root_hash(parts.root_fields, tenant_key(parts.secret, "", None))
         self.index: PrefixIndex = open_index(
@@ -95,19 +97,72 @@ class ChatService:
             resync_source=self._leaf_chains,
             settings=replace(parts.index.client, timeout_s=parts.index.timeout_ms / 1000),
         )
+        self._disk = self._open_disk_tier(parts.disk, fleet) if parts.disk else None
+        self._replies = Replies(
+            parts.tokenizer.decode, parts.tokenizer.control_ids, self.index, is_lenient=parts.splice_stripped
+        )
+        self._prompter = Prompter(
+            parts.tokenizer,
+            self._replies,
+            block_size=self._config.block_size,
+            max_model_len=self.max_model_len,
+            stable_first=parts.stable_first,
+        )
+
+        self.cache = CacheControl(self.engine, self._prompter, self._replies, self.index, self._disk, parts.tokenizer)
+
+    def _open_disk_tier(self, options: DiskOptions, namespace: bytes) -> DiskTier | None:
+        scheduler = self._scheduler
+        return open_disk_tier(
+            options,
+            namespace,
+            self._config.block_size,
+            find=self._pool.find,
+            between_steps=self.engine.call,
+            prefill_rate=lambda: scheduler.prefill_rate.value,
+        )
 
     # -- requests --
 
     async def start(self, request: ChatRequest) -> Generation:
         """Accept a request. Raises InvalidRequest, ContextLengthExceeded, Overloaded, Draining, EngineFailed."""
+        return await self._start(request, is_open=True)
+
+    async def warm(self, request: ChatRequest) -> Usage:
+        """Compute and keep what these messages render to, and say nothing. Raises as `start` does."""
+        silent = replace(request, n=1, params=replace(request.params, max_tokens=0))
+        generation = await self._start(silent, is_open=False)
+        try:
+            async for _ in generation:
+                pass
+        finally:
+            generation.close()
+        return generation.usage()
+
+    async def explain(self, request: ChatRequest) -> Explanation:
+        """What `start` would find of the request in the cache, and why no more. Raises as `start` does."""
+        self._refuse_if_unable(0)
+        root, asking = self.root_of(request), replace(request, wants_explanation=True)
+        return await self.cache.explain(asking, root, await self._prompter.prompt(asking, root))
+
+    def root_of(self, request: ChatRequest) -> BlockHash:
+        """What all that this request computes hangs from."""
+        key = tenant_key(self._parts.secret, request.tenant.id, request.cache_salt)
+        return root_hash(self._parts.root_fields, key)
+
+    async def _start(self, request: ChatRequest, *, is_open: bool) -> Generation:
         self._refuse_if_unable(request.n)
-        token_ids, prediction = await self._encode(request)
-        root = root_hash(self._parts.root_fields, tenant_key(self._parts.secret, request.tenant.id, request.cache_salt))
-        chain = HashChain(root, self._config.block_size)
-        chain.extend(token_ids)
-        await self._ask_index(root, chain.hashes)
+        root = self.root_of(request)
+        prompted = await self._prompter.prompt(request, root, is_open=is_open)
+        if request.wants_explanation:
+            explanation = await self.cache.explain(request, root, prompted)
+            prompted = replace(prompted, report=replace(prompted.report, explanation=explanation))
+        restored: tuple[RestoredBlocks, ...] = ()
+        if not request.cache.is_explicit:
+            await self._ask_index(root, prompted.chain.hashes)
+            restored = await self._restore(root, prompted)
         self._refuse_if_unable(request.n)
-        return self._submit(request, token_ids, prediction, chain)
+        return self._submit(request, prompted, restored)
 
     def _refuse_if_unable(self, num_choices: int) -> None:
         if self._draining:
@@ -115,30 +170,6 @@ class ChatService:
         if not self.engine.is_alive:
             raise EngineFailed("The engine is not running.")
         self._admission.admit(num_choices)
-
-    async def _encode(self, request: ChatRequest) -> tuple[list[TokenId], tuple[TokenId, ...]]:
-        """The ids of the prompt and of the prediction. A message is a token at the least: its template's."""
-        if len(request.messages) >= self.max_model_len:
-            raise ContextLengthExceeded(
-                num_prompt_tokens=len(request.messages), max_model_len=self.max_model_len, is_lower_bound=True
-            )
-
-        def encode() -> tuple[list[TokenId], tuple[TokenId, ...]]:
-            prompt = render(
-                request.messages,
-                request.tools,
-                self._parts.tokenizer.template,
-                stable_first=self._parts.stable_first,
-            )
-            scope = _scope(request)
-            token_ids = self._parts.tokenizer.encode(prompt, scope=scope, max_model_len=self.max_model_len)
-            predicted = request.prediction[: CHARACTERS_PER_TOKEN * self.max_model_len]
-            return token_ids, tuple(self._parts.tokenizer.encode_text(predicted, scope=scope))
-
-        token_ids, prediction = await asyncio.to_thread(encode) if _is_long(request) else encode()
-        if not token_ids:
-            raise InvalidRequest("The messages render to an empty prompt.", param="messages")
-        return token_ids, prediction
 
     async def _ask_index(self, root: BlockHash, hashes: Sequence[BlockHash]) -> None:
         """Redis, only where it can know more than the pool: a live peer exists and the pool misses some of it."""
@@ -149,31 +180,54 @@ class ChatService:
         if lookup is not None:
             self._num_elsewhere_tokens += max(0, lookup.num_other_blocks - num_local) * self._config.block_size
 
-    def _submit(
-        self, request: ChatRequest, token_ids: list[TokenId], prediction: tuple[TokenId, ...], chain: HashChain
-    ) -> Generation:
+    async def _restore(self, root: BlockHash, prompted: Prompted) -> tuple[RestoredBlocks, ...]:
+        """What only the disk holds of the prompt, where loading beats computing."""
+        if self._disk is None:
+            return ()
+        hashes = prompted.chain.hashes
+        return await self._disk.restore(root, prompted.token_ids, hashes, self._pool.num_cached_prefix_blocks(hashes))
+
+    def _submit(self, request: ChatRequest, prompted: Prompted, restored: tuple[RestoredBlocks, ...]) -> Generation:
         generation_id = f"chatcmpl-{secrets.token_hex(12)}"
         seed = request.params.seed if request.params.seed is not None else secrets.randbits(63)
-        room = self.max_model_len - len(token_ids)
+        room = self.max_model_len - len(prompted.token_ids)
+        max_tokens = room if request.params.max_tokens is None else min(request.params.max_tokens, room)
+        keeping = keeping_of(request, prompted.breakpoints)
         engine_requests = [
             Request(
                 id=RequestId(f"{generation_id}/{index}"),
-                token_ids=list(token_ids),
-                chain=chain.fork(),
+                token_ids=list(prompted.token_ids),
+                chain=prompted.chain.fork(),
                 params=request.params,
-                max_tokens=min(request.params.max_tokens or room, room),
+                max_tokens=max_tokens,
                 eos_token_ids=self._parts.tokenizer.eos_token_ids,
                 seed=_choice_seed(seed, index),
-                prediction=prediction,
+                prediction=prompted.prediction,
+                restored=restored,
+                owner=request.tenant.id,
+                retention=keeping.retention,
+                retentions=keeping.retentions,
+                read_points=keeping.read_points,
+                write_limit=keeping.write_limit,
             )
             for index in range(request.n)
         ]
         tokenizer, stops = self._parts.tokenizer, StopStrings(request.params.stop)
+        said = self._replies.begin(prompted.opening, request.n)
         choices = {
-            engine_request.id: Choice(index, TextStream(tokenizer.decode, stops, tokenizer.code_point_endings))
+            engine_request.id: Choice(
+                index, TextStream(tokenizer.decode, stops, tokenizer.code_point_endings), said[index]
+            )
             for index, engine_request in enumerate(engine_requests)
         }
-        generation = Generation(generation_id, len(token_ids), choices, self.engine.abort, self._forget)
+
+        def remember(choice: Choice) -> None:
+            self._replies.end(prompted.opening, choice.said, is_whole=choice.is_finished, is_first=choice.index == 0)
+
+        generation = Generation(
+            generation_id, len(prompted.token_ids), choices, self.engine.abort, self._forget, remember, prompted.report
+        )
+        generation.write_limit = keeping.write_limit
         self._admission.submitted(engine_requests)
         for engine_request in engine_requests:
             self._generations[engine_request.id] = generation
@@ -188,13 +242,22 @@ class ChatService:
     # -- engine thread --
 
     def _deliver(self, result: StepResult) -> None:
-        """Engine thread: cross to the event loop once per step."""
+        """Engine thread: tell the disk tier what it may write, then cross to the event loop once per step."""
+        if self._disk is not None:
+            self._disk.removed(result.removed)
+            for output in result.outputs:
+                if output.stored:
+                    self._disk.offer(output.root, output.stored)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._dispatch, result)
 
-    def _leaf_chains(self) -> list[tuple[BlockHash, list[BlockHash]]]:
-        """Index thread: the pool's chains, read between two steps."""
-        return self.engine.call(lambda: list(self._pool.leaf_chains())).result(CALL_TIMEOUT_S)
+    def _leaf_chains(self) -> Iterator[tuple[BlockHash, list[BlockHash]]]:
+        """Index thread: the pool's chains, a few at a time between two steps. Paths that go meanwhile are left out."""
+        leaves = self.engine.call(self._pool.leaves).result(CALL_TIMEOUT_S)
+        for start in range(0, len(leaves), CHAINS_PER_CALL):
+            some = leaves[start : start + CHAINS_PER_CALL]
+            chains = self.engine.call(lambda some=some: [self._pool.chain_to(leaf) for leaf in some])  # type: ignore[misc]
+            yield from (chain for chain in chains.result(CALL_TIMEOUT_S) if chain is not None)
 
     def _dispatch(self, result: StepResult) -> None:
         self._admission.settle()
@@ -211,11 +274,12 @@ class ChatService:
 
     def stats(self) -> Stats:
         index = self.index.stats()
+        disk = self._disk.stats() if self._disk is not None else DiskStats()
         pool, scheduler = self._pool, self._scheduler
         self._admission.settle()
         return Stats(
             num_requests_running=len(scheduler.running),
-            num_requests_waiting=self._admission.num_waiting,
+            num_requests_waiting=self._admission.num_waiting + scheduler.num_preempted,
             kv_cache_usage=1 - pool.num_free_blocks / len(pool.blocks),
             kv_cache_cached=pool.num_cached_blocks / len(pool.blocks),
             prefix_cache_queries=scheduler.num_prompt_tokens,
@@ -233,6 +297,13 @@ class ChatService:
             index_resyncs=index.resyncs,
             index_dropped=index.dropped,
             index_elsewhere_tokens=self._num_elsewhere_tokens,
+            disk_blocks=disk.blocks,
+            disk_bytes=disk.bytes,
+            disk_written_blocks=disk.written_blocks,
+            disk_dropped_paths=disk.dropped_paths,
+            disk_loaded_tokens=disk.loaded_tokens,
+            disk_errors=disk.errors,
+            disk_corrupt=disk.corrupt,
         )
 
     def readiness(self) -> Readiness:
@@ -259,29 +330,10 @@ class ChatService:
         self._draining = True
         for generation in set(self._generations.values()):
             generation.close()
+        if self._disk is not None:
+            await asyncio.to_thread(self._disk.close, CALL_TIMEOUT_S)
         await asyncio.to_thread(self.index.stop, 1.0)
         await asyncio.to_thread(self.engine.stop, CALL_TIMEOUT_S)
-
-
-def _is_long(request: ChatRequest) -> bool:
-    parts: list[Any] = [message.content for message in request.messages]
-    parts += request.prediction, *((tool.description, tool.parameters) for tool in request.tools)
-    num_characters = 0
-    while parts and num_characters <= LONG_PROMPT_CHARACTERS:
-        part = parts.pop()
-        num_characters += MARKUP_CHARACTERS
-        if isinstance(part, str):
-            num_characters += len(part)
-        elif isinstance(part, dict):
-            parts += chained.from_iterable(part.items())
-        elif isinstance(part, (list, tuple)):
-            parts += part
-    return num_characters > LONG_PROMPT_CHARACTERS
-
-
-def _scope(request: ChatRequest) -> str:
-    """Whose encodings may be reused: nobody can time what another tenant wrote."""
-    return request.tenant.id + "\0" + (request.cache_salt or "")
 
 
 def _choice_seed(seed: int, index: int) -> int:

@@ -15,14 +15,16 @@ from sessions.engine.config import EngineConfig
 from sessions.engine.loop import Runner
 from sessions.errors import ModelRefused
 from sessions.hashing import RootFields
+from sessions.index import IndexSettings
 from sessions.model_folder import ModelFolder, config_digest, resolve_model
-from sessions.pool_size import parse_pool_size
+from sessions.pool_size import parse_disk_size, parse_pool_size
 from sessions.service import ChatService, IndexOptions, ServiceParts
+from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from sessions.engine.kv_cache import KVCache
-    from sessions.engine.loader import LoadedModel
+    from sessions.engine.loaded import LoadedModel
 
 log = structlog.get_logger(__name__)
 
@@ -47,9 +49,12 @@ class ServiceOptions:
     max_num_waiting: int = 256
     num_draft_tokens: int = 3
     stable_first: bool = False
+    splice_stripped: bool = False
+    reply_ttl_s: int = 86_400
     index: Literal["auto", "redis", "embedded", "off"] = "auto"
     redis_url: str = ""
     redis_timeout_ms: int = 50
+    disk_size: str = "0"
     secret: str = ""
 
 
@@ -110,15 +115,22 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         root_fields=_root_fields(options, folder, loaded, tokenizer),
         secret=server_secret(options.secret, options.cache_dir),
         max_num_waiting=options.max_num_waiting,
-        index=IndexOptions(options.index, options.redis_url, options.redis_timeout_ms),
+        index=IndexOptions(
+            options.index, options.redis_url, options.redis_timeout_ms, IndexSettings(reply_ttl_s=options.reply_ttl_s)
+        ),
         stable_first=options.stable_first,
+        splice_stripped=options.splice_stripped,
+        bytes_per_token=cache.block_bytes // cache.block_size,
+        disk=_disk_options(options, cache),
     )
     return parts, ModelRunner(loaded, cache)
 
 
 def _load_model(options: ServiceOptions, folder: ModelFolder) -> "LoadedModel":
-    from sessions.engine.loader import LoadOptions, load_model
+    from sessions.engine.loaded import LoadOptions
+    from sessions.engine.loader import load_model
     from sessions.engine.native.kernels import LANES, load_kernels
+    from sessions.engine.recall import recall_path
 
     kernels, reason = load_kernels(options.cache_dir)
     if options.block_size % LANES:
@@ -126,7 +138,8 @@ def _load_model(options: ServiceOptions, folder: ModelFolder) -> "LoadedModel":
     if kernels is None:
         log.warning("CPU kernels unavailable, plain torch computes instead", reason=reason)
     load_options = LoadOptions(options.device, options.dtype, options.quantization, options.kv_dtype)
-    return load_model(folder.path, load_options, kernels, log.info)
+    kept = recall_path(options.cache_dir, folder.fingerprint, config_digest(folder.path))
+    return load_model(folder.path, load_options, kernels, log.info, kept)
 
 
 def _open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
@@ -147,6 +160,11 @@ def _open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
         "KV pool ready", tokens=num_blocks * options.block_size, blocks=num_blocks, kib_per_token=token_bytes / 1024
     )
     return KVCache(loaded.layers, num_blocks, options.block_size, loaded.kv_dtype, loaded.device)
+
+
+def _disk_options(options: ServiceOptions, cache: "KVCache") -> DiskOptions | None:
+    max_bytes = parse_disk_size(options.disk_size)
+    return DiskOptions(options.cache_dir / "kv", max_bytes, cache) if max_bytes else None
 
 
 def _root_fields(

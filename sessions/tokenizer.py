@@ -12,18 +12,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jinja2
 from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
 from sessions.control_tokens import ControlToken, ControlTokens, is_control
+from sessions.detokenizer import fitting
 from sessions.errors import ContextLengthExceeded, ModelRefused
 from sessions.plain_encoder import PlainEncoder, TooManyTokensError
-from sessions.prompt import ChatTemplate, Prompt, Segment, TemplateError
+from sessions.prompt import ChatTemplate, Prompt, TemplateError
 from sessions.types import TokenId
 
 TEMPLATE_DATE: Final = datetime.datetime(2024, 7, 26)
@@ -54,7 +55,8 @@ _TEMPLATE_ERRORS: Final = (
 class Tokenizer:
     """Made by `Tokenizer.load`. Ids are those of the model's own vocabulary.
 
-    eos_token_ids: any of these ends a reply. code_point_endings: see `Detokenizer`.
+    eos_token_ids: any of these ends a reply. control_ids: only the template writes them. code_point_endings: see
+    `Detokenizer`.
     digest, template_digest: hex sha256, for the hash root.
     """
 
@@ -69,6 +71,7 @@ class Tokenizer:
         chat_ends = {token.id for text, token in control_tokens.by_text.items() if text in _END_OF_TURN}
         own_eos = () if hf.eos_token_id is None else (TokenId(hf.eos_token_id),)
         self.eos_token_ids = frozenset({*map(TokenId, generation_eos), *chat_ends, *own_eos})
+        self.control_ids = control_tokens.ids
         self.digest = sha256(self._backend.to_str().encode()).hexdigest()
         self.template = _chat_template(hf, control_tokens, today)
         self.template_digest = self.template.digest
@@ -80,7 +83,9 @@ class Tokenizer:
         Raises ModelRefused if the folder has no tokenizer, needs remote code, or has only a slow one.
         """
         try:
-            hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            hf = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, config=_plain_config(folder)
+            )
         except (OSError, ValueError, ImportError) as error:
             raise ModelRefused(f"No usable tokenizer in {folder.name}: {error}") from error
         if not hf.is_fast:
@@ -105,29 +110,66 @@ class Tokenizer:
         Raises InvalidRequest if a text could only be written with a control token, and ContextLengthExceeded as soon
         as it is certain that the prompt leaves no room for a reply.
         """
-        ids: list[TokenId] = []
-        parts = _parts(prompt, spliced or {})
-        for part in parts:
-            if isinstance(part, Segment):
-                try:
-                    ids.extend(
-                        self._encoder.encode(
-                            part.text, first=part.start == 0, scope=scope, room=max_model_len - len(ids)
-                        )
-                    )
-                except TooManyTokensError as error:
-                    raise ContextLengthExceeded(
-                        num_prompt_tokens=len(ids) + error.num_tokens, max_model_len=max_model_len, is_lower_bound=True
-                    ) from None
-            else:
-                ids.extend(part)
+        ids = list(prompt.known_ids)
+        pieces = _pieces(prompt, spliced or {})
+        for piece in pieces:
+            try:
+                ids += self._piece_ids(piece, scope, max_model_len - len(ids))
+            except TooManyTokensError as error:
+                raise ContextLengthExceeded(
+                    num_prompt_tokens=len(ids) + error.num_tokens, max_model_len=max_model_len, is_lower_bound=True
+                ) from None
             if len(ids) >= max_model_len:
                 raise ContextLengthExceeded(
                     num_prompt_tokens=len(ids),
                     max_model_len=max_model_len,
-                    is_lower_bound=next(parts, None) is not None,
+                    is_lower_bound=next(pieces, None) is not None,
                 )
         return ids
+
+    def tokens_before(
+        self,
+        prompt: Prompt,
+        offsets: Sequence[int],
+        *,
+        scope: str = "",
+        spliced: Mapping[int, Sequence[TokenId]] | None = None,
+    ) -> list[int]:
+        """For each of `offsets` into the text, rising: how many of `encode`'s ids stand wholly before it.
+
+        What was encoded lately costs nothing but the walk. The prompt must not begin with `known_ids`.
+        """
+        counts: list[int] = []
+        num_ids = 0
+        for piece in _pieces(prompt, spliced or {}):
+            ids = self._piece_ids(piece, scope, sys.maxsize)
+            while len(counts) < len(offsets) and offsets[len(counts)] < piece.start + len(piece.text):
+                before = piece.text[: max(0, offsets[len(counts)] - piece.start)]
+                counts.append(num_ids + (fitting(self.decode, ids, before)[0] if before else 0))
+            num_ids += len(ids)
+        return counts + [num_ids] * (len(offsets) - len(counts))
+
+    def offset_of(
+        self,
+        prompt: Prompt,
+        num_tokens: int,
+        *,
+        scope: str = "",
+        spliced: Mapping[int, Sequence[TokenId]] | None = None,
+    ) -> int:
+        """Where in the text the token stands that follows the first `num_tokens`. As for `tokens_before`."""
+        for piece in _pieces(prompt, spliced or {}):
+            ids = self._piece_ids(piece, scope, sys.maxsize)
+            if num_tokens < len(ids):
+                said = self.decode(ids[:num_tokens]) if num_tokens else ""
+                return piece.start + min(len(said), len(piece.text))
+            num_tokens -= len(ids)
+        return len(prompt.text)
+
+    def _piece_ids(self, piece: "_Piece", scope: str, room: int) -> Sequence[TokenId]:
+        if piece.ids is not None:
+            return piece.ids
+        return self._encoder.encode(piece.text, first=piece.start == 0, scope=scope, room=room)
 
     def encode_text(self, text: str, *, scope: str) -> list[TokenId]:
         """Token ids of plain text as it would stand inside a prompt, without control tokens."""
@@ -138,19 +180,27 @@ class Tokenizer:
         return self._backend.decode(ids, skip_special_tokens=True)
 
 
-def _parts(prompt: Prompt, spliced: Mapping[int, Sequence[TokenId]]) -> Iterator[Segment | Sequence[TokenId]]:
+class _Piece(NamedTuple):
+    """`text`, which stands at `start` of a prompt's; its ids, if they are known."""
+
+    start: int
+    text: str
+    ids: Sequence[TokenId] | None = None
+
+
+def _pieces(prompt: Prompt, spliced: Mapping[int, Sequence[TokenId]]) -> Iterator[_Piece]:
     """The prompt from left to right, as plain text to encode and as ids that are known."""
     for segment in prompt.segments:
         if segment.control_id is not None:
-            yield (segment.control_id,)
+            yield _Piece(segment.start, segment.text, (segment.control_id,))
             continue
         at = segment.start
         for span in prompt.contents_within(segment) if spliced else ():
             if span.message in spliced:
-                yield Segment(at, prompt.text[at : span.start])
-                yield spliced[span.message]
+                yield _Piece(at, prompt.text[at : span.start])
+                yield _Piece(span.start, prompt.text[span.start : span.end], spliced[span.message])
                 at = span.end
-        yield Segment(at, segment.text[at - segment.start :])
+        yield _Piece(at, segment.text[at - segment.start :])
 
 
 def _control_tokens(backend_json: dict[str, Any]) -> list[ControlToken]:
@@ -172,6 +222,21 @@ def _code_point_endings(backend: Backend, *, byte_fallback: bool) -> tuple[tuple
     if x80 is None or x90 is None or xa0 is None:
         return ()
     return ((x80,), (x80, x80), (x80, x80, x80), (xa0, x80), (x90, x80, x80))
+
+
+def _plain_config(folder: Path) -> PreTrainedConfig | None:
+    """All that AutoTokenizer reads of a config whose tokenizer class is named, without the model's code.
+
+    AutoConfig would import that, and a good part of torch with it: 1.6 s. None where the model's class must say more.
+    """
+    path = folder / "tokenizer_config.json"
+    named = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if "auto_map" in named or not named.get("tokenizer_class"):
+        return None
+    config, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=True)
+    if config.get("model_type", "").startswith("mistral"):  # of these AutoTokenizer looks at more than the class's name
+        return None
+    return PreTrainedConfig.from_dict(config)
 
 
 def _generation_eos(folder: Path) -> list[int]:

@@ -1,11 +1,12 @@
 """PrefixTrie: the Redis index of who holds which prefix. One round trip per call; redis-py's errors pass.
 
 Owns the key schema, the Lua scripts (`sessions/lua/`) and the wire form of their arguments and replies; holds
-no state beside the client. Redis is a hint: it never holds tokens, tenants or block ids, only hashes and
-"incarnation X holds the first k blocks of this run". `docs/redis-trie.md` draws the record and works an
-example.
+no state beside the client. Redis is a hint. The trie holds no tokens, tenants or block ids, only hashes and
+"incarnation X holds the first k blocks of this run"; the ids of replies stand beside it under keyed hashes, if they
+are kept there at all. `docs/redis-trie.md` draws the record and works an example.
 
     kv:{<namespace>}:n:<block hash>   STRING  a run of blocks and its holders; expires
+    kv:{<namespace>}:r:<turn key>     STRING  the ids of one reply (`sessions/replies.py`); expires
     kv:{<fleet>}:live                 ZSET    incarnation -> end of its lease
     kv:{<fleet>}:rep                  HASH    incarnation -> msgpack record of the replica
     kv:{<fleet>}:gen                  STRING  nonce of this data set; a new one means that data was lost
@@ -137,6 +138,16 @@ class PrefixTrie:
         args: list[EncodableT] = [incarnation, start, _joined(chain)]
         return _count("cut", self._cut(keys=[_runs(namespace)], args=args))
 
+    def replies(self, namespace: Namespace, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The records under `keys`, in order; None where there is none."""
+        records: list[Any] = self._client.mget([_reply(namespace, key) for key in keys])
+        if not isinstance(records, list) or len(records) != len(keys):
+            raise _nonsense("replies", records)
+        return records
+
+    def keep_reply(self, namespace: Namespace, key: bytes, record: bytes, ttl_s: int) -> None:
+        self._client.set(_reply(namespace, key), record, ex=ttl_s)
+
     def beat(self, fleet: Namespace, incarnation: Incarnation, replica: Replica, *, lease_s: float) -> Beat:
         """Renew the lease of `incarnation` in `fleet`."""
         record = msgpack.packb(replica._asdict())
@@ -167,6 +178,10 @@ def _source(name: str) -> str:
 
 def _runs(namespace: Namespace) -> str:
     return f"kv:{{{namespace}}}:n:"
+
+
+def _reply(namespace: Namespace, key: bytes) -> bytes:
+    return f"kv:{{{namespace}}}:r:".encode() + key
 
 
 def _joined(chain: Sequence[BlockHash]) -> bytes:

@@ -18,12 +18,19 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Breakpoint:
+    """Where a client says that a reusable prefix ends. ttl_s: keep it at least that long after its last use."""
+
+    ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """`content[start:end]` of a message; `is_marked` where the client set a `prompt_cache_breakpoint` on it."""
+    """`content[start:end]` of a message, and the breakpoint that the client set at its end."""
 
     start: int
     end: int
-    is_marked: bool
+    breakpoint: Breakpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,20 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """What a request says about the cache.
+
+    is_explicit: read and write at breakpoints only, so nothing without any. ttl_s: for all of the prompt.
+    key: what the client calls its session; groups, never separates.
+    """
+
+    is_explicit: bool = False
+    ttl_s: float | None = None
+    key: str = ""
+    priority: Literal["low", "normal", "high"] = "normal"
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One chat completion as the service takes it."""
 
@@ -91,6 +112,93 @@ class ChatRequest:
     tools: tuple[Tool, ...] = ()
     prediction: str = ""
     """What the client expects the answer to be; a source of drafts, never of tokens."""
+    cache: CacheOptions = CacheOptions()
+    wants_explanation: bool = False
+    splice: bool = True
+    """Put the ids that were generated in the place of the replies that come back as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Something the canonical order put elsewhere, e.g. `messages[3]` to `messages[0]`."""
+
+    source: str
+    target: str
+
+
+MissClass = Literal[
+    "hit",
+    "never_seen",
+    "diverged",
+    "evicted",
+    "expired",
+    "dropped",
+    "tools_changed",
+    "restarted",
+    "redis_unavailable",
+]
+"""hit: all that was known was found. restarted: known to have been said, by another process or before this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokensByTier:
+    """Prompt tokens: in the pool; on disk, after those; on another replica, after those, as Redis says."""
+
+    pool: int = 0
+    disk: int = 0
+    elsewhere: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The first token that differs from the closest earlier prompt, as a place in the request.
+
+    param: e.g. `messages[0].content`; `tools`, or `template` where neither stands there. offset: characters of it.
+    before: what both have before it. now, then: what follows in this prompt, and in the earlier one.
+    is_last_message: nothing comes after it but the reply.
+    """
+
+    token: int
+    param: str
+    offset: int
+    before: str
+    now: str
+    then: str
+    is_last_message: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a prompt found no more of itself in the cache.
+
+    missed_tokens: computed although something like them was known. shared_tokens: with the closest earlier prompt.
+    lost_to: why the first block that is missing went; lost_seconds_ago, lost_after_idle_s: when, and after how long
+    without use. advice: one sentence, or none.
+    """
+
+    kind: MissClass
+    num_prompt_tokens: int
+    tiers: TokensByTier
+    missed_tokens: int
+    shared_tokens: int
+    divergence: Divergence | None = None
+    lost_to: str | None = None
+    lost_seconds_ago: float | None = None
+    lost_after_idle_s: float | None = None
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReport:
+    """What was done with a request's messages before the model saw them.
+
+    num_spliced: replies taken as the tokens that were generated. moves: what the canonical order put elsewhere.
+    explanation: of what the cache had then, if it was asked for.
+    """
+
+    num_spliced: int = 0
+    moves: tuple[Move, ...] = ()
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +214,8 @@ class Delta:
 class Usage:
     """Tokens of one chat request, over all its choices.
 
-    cached_tokens: prompt tokens whose KV came from the pool (the best over the choices' shared prompt).
+    cached_tokens: prompt tokens whose KV came from the pool or below (the best over the choices' shared prompt).
+    restored_tokens: those of them that came from disk.
     cache_write_tokens: prompt tokens computed now and kept for later turns.
     accepted_prediction_tokens, rejected_prediction_tokens: tokens of the prediction that were tried as drafts.
     """
@@ -117,6 +226,7 @@ class Usage:
     cache_write_tokens: int
     accepted_prediction_tokens: int = 0
     rejected_prediction_tokens: int = 0
+    restored_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +268,13 @@ class Stats:
     index_dropped: int = 0
     index_elsewhere_tokens: int = 0
     """Prompt tokens that only another replica holds, as Redis says."""
+    disk_blocks: int = 0
+    """Blocks and bytes on disk now."""
+    disk_bytes: int = 0
+    disk_written_blocks: int = 0
+    disk_dropped_paths: int = 0
+    """Prompts and turns that could not be written whole."""
+    disk_loaded_tokens: int = 0
+    disk_errors: int = 0
+    """Reads and writes that failed; and files that were torn or corrupt (`disk_corrupt`)."""
+    disk_corrupt: int = 0

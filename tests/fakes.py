@@ -9,11 +9,15 @@ from hashlib import blake2b
 from pathlib import Path
 from tempfile import mkdtemp
 
+import numpy as np
+import numpy.typing as npt
+
 from sessions.engine.block_table import BlockTable
 from sessions.engine.config import EngineConfig
 from sessions.engine.schedule import Schedule, Scheduled
 from sessions.hashing import RootFields
 from sessions.service import ChatService, IndexOptions, ServiceParts
+from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
 
 ROOT_FIELDS = RootFields(16, "fake", "fake", "none", "float32", "float32", "fake", "fake", "fake")
@@ -26,19 +30,34 @@ def next_token(token_ids: Sequence[int], vocab_size: int) -> int:
 
 
 class FakeRunner:
-    """`loop.Runner` over a list of slots: a slot's KV is (position, token id)."""
+    """`loop.Runner` over a list of slots: a slot's KV is (position, token id). Also its own `KVReader`."""
+
+    layout = "fake: position and token id, int64 each"
 
     def __init__(self, num_blocks: int, block_size: int, vocab_size: int) -> None:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
         self.num_computed_tokens = 0
+        self.block_bytes = block_size * 16
+
+    def read_blocks(self, block_ids: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
+        for row, block_id in zip(out, block_ids, strict=True):
+            slots = self.slots[block_id * self.block_size : (block_id + 1) * self.block_size]
+            row[:] = np.array([slot or (-1, -1) for slot in slots], "<i8").view(np.uint8).ravel()
+
+    def _load(self, block_ids: Sequence[int], payload: npt.NDArray[np.uint8]) -> None:
+        for row, block_id in zip(payload, block_ids, strict=True):
+            pairs = np.ascontiguousarray(row).view("<i8").reshape(-1, 2).tolist()
+            self.slots[block_id * self.block_size : (block_id + 1) * self.block_size] = [(p, t) for p, t in pairs]
 
     def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
         size = self.block_size
         copied = [self.slots[s.id * size : (s.id + 1) * size] for s, _ in schedule.copies]
         for (_, destination), content in zip(schedule.copies, copied, strict=True):
             self.slots[destination.id * size : (destination.id + 1) * size] = content
+        for load in schedule.loads:
+            self._load([block.id for block in load.blocks], load.payload)
         for entry in schedule.entries:
             token_ids = [*entry.request.token_ids[entry.start : entry.start + entry.num_tokens], *entry.drafts]
             for position, token_id in enumerate(token_ids, entry.start):
@@ -66,6 +85,14 @@ class FakeRunner:
         return block_table[position // self.block_size].id * self.block_size + position % self.block_size
 
 
+CHATML_WITH_TOOLS = (
+    "{% if tools %}{{'<|im_start|>tools\n'}}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{'<|im_end|>\n'}}"
+    "{% endif %}"
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 def byte_tokenizer() -> Tokenizer:
     """256 bytes plus ChatML's control tokens."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -79,22 +106,34 @@ def byte_tokenizer() -> Tokenizer:
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<|im_start|>", "<|im_end|>")])
     folder = Path(mkdtemp(prefix="anaphora-fake-"))
     hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
-    hf.chat_template = (
-        "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
+    hf.chat_template = CHATML_WITH_TOOLS
     hf.save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return Tokenizer.load(folder)
 
 
 async def open_fake_service(
-    *, index: IndexOptions | None = None, max_num_waiting: int = 256, tokenizer: Tokenizer | None = None, **engine: int
+    *,
+    index: IndexOptions | None = None,
+    max_num_waiting: int = 256,
+    tokenizer: Tokenizer | None = None,
+    disk: tuple[Path, int] | None = None,
+    **engine: int,
 ) -> ChatService:
-    """A started ChatService over the fake model; `engine` are EngineConfig's fields."""
+    """A started ChatService over the fake model; `engine` are EngineConfig's fields. disk: folder and most bytes."""
     config = EngineConfig(**engine)
     tokenizer = tokenizer or byte_tokenizer()
-    parts = ServiceParts("fake", tokenizer, config, ROOT_FIELDS, b"s" * 32, max_num_waiting, index or IndexOptions())
-    service = ChatService(parts, FakeRunner(config.num_blocks, config.block_size, tokenizer.vocab_size))
+    runner = FakeRunner(config.num_blocks, config.block_size, tokenizer.vocab_size)
+    parts = ServiceParts(
+        "fake",
+        tokenizer,
+        config,
+        ROOT_FIELDS,
+        b"s" * 32,
+        max_num_waiting,
+        index or IndexOptions(),
+        disk=DiskOptions(*disk, runner) if disk else None,
+    )
+    service = ChatService(parts, runner)
     service.open()
     return service

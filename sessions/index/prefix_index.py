@@ -60,6 +60,7 @@ class PrefixIndex:
         settings = settings or IndexSettings()
         self._embedded = embedded
         self._is_started = False
+        self._reply_ttl_s = settings.reply_ttl_s
         self._ledger = Ledger(max_chains=settings.max_chains, max_evictions=settings.max_evictions)
         self._publisher: Publisher | None = None
         self._lookups: Lookups | None = None
@@ -155,6 +156,17 @@ class PrefixIndex:
             self._ledger.repair(root, chain)
             self._publisher.wake()
         return lookup
+
+    async def fetch_replies(self, root: BlockHash, keys: Sequence[bytes]) -> list[bytes | None] | None:
+        """Records of replies under `keys`; None when nobody was asked or answered within the budget."""
+        if not self._reply_ttl_s or self._publisher is None or self._lookups is None or not self._publisher.is_up:
+            return None
+        return await self._lookups.replies(root, keys)
+
+    def keep_reply(self, root: BlockHash, key: bytes, record: bytes) -> None:
+        """Event loop; does not wait. Where Redis is away, or is not to hold replies, nothing happens."""
+        if self._reply_ttl_s and self._publisher and self._lookups and self._publisher.is_up:
+            self._lookups.keep_reply(root, key, record, self._reply_ttl_s)
 
     def stats(self) -> IndexStats:
         if self._publisher is None or self._lookups is None:

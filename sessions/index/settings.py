@@ -22,6 +22,7 @@ class IndexSettings:
     resync_s: anti-entropy; also renews what would expire, so it stays below `ttl_s`.
     breaker_failures, breaker_open_s: so many failures in a row, and for so long the server is left alone.
     cut_delay_s: evictions wait so long, to be told as one cut per branch.
+    reply_ttl_s: so long Redis keeps the ids of a reply; 0: it never sees them.
     max_chains, max_evictions: bounds of what waits while Redis is away.
     """
 
@@ -33,6 +34,7 @@ class IndexSettings:
     breaker_failures: int = 3
     breaker_open_s: float = 0.5
     cut_delay_s: float = 0.25
+    reply_ttl_s: int = 86_400
     max_chains: int = 500
     max_evictions: int = 65_536
 

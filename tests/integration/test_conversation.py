@@ -24,8 +24,9 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def serving(**engine: int) -> AsyncIterator[tuple[AsyncOpenAI, ChatService]]:
-    service = await open_fake_service(**engine)
+async def serving(service: ChatService | None = None, **engine: int) -> AsyncIterator[tuple[AsyncOpenAI, ChatService]]:
+    """A client of `service`, or of one over the fake model. The service is closed at the end."""
+    service = service or await open_fake_service(**engine)
     config = uvicorn.Config(create_app(Settings(index="off"), service), port=0, log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())

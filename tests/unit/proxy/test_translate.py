@@ -8,7 +8,7 @@ import pytest
 from proxy.schemas import CHAT_DECODER
 from proxy.translate import chat_request
 from sessions.errors import InvalidRequest
-from sessions.types import ChatRequest, Message, Part, SamplingParams, Tenant
+from sessions.types import Breakpoint, CacheOptions, ChatRequest, Message, Part, SamplingParams, Tenant
 
 USER = {"role": "user", "content": "hello"}
 
@@ -97,25 +97,27 @@ def test_messages_of_every_role_and_form() -> None:
         Message("assistant", "no"),
         Message("assistant", "never"),
         Message("tool", "t", "call"),
-        Message("user", "c"),
+        Message("user", "c", parts=(Part(0, 1, Breakpoint(1800.0)),)),
     )
 
 
 MARK = {"prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
 
 
-@pytest.mark.parametrize("role", ["system", "developer"])
-def test_marked_parts_of_system_messages_keep_their_offsets(role: Any) -> None:
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
+def test_marked_parts_keep_their_offsets(role: Any) -> None:
     parts = [
         {"type": "text", "text": "be "},
         {"type": "text", "text": "kind", **MARK},
         {"type": "refusal", "refusal": "!"},
         {"type": "text", "text": "", "prompt_cache_breakpoint": None},
     ]
-    [message] = translate(messages=[{"role": role, "content": parts}]).messages
-    assert message == Message(
-        role, "be kind!", parts=(Part(0, 3, False), Part(3, 7, True), Part(7, 8, False), Part(8, 8, False))
-    )
+    parts = [part for part in parts if role in ("system", "developer", "assistant") or part["type"] == "text"]
+    call_id = {"tool_call_id": "call"} if role == "tool" else {}
+    [message] = translate(messages=[{"role": role, "content": parts, **call_id}]).messages
+    assert message.parts[:2] == (Part(0, 3), Part(3, 7, Breakpoint(43_200.0)))
+    assert [part.breakpoint for part in message.parts[2:]] == [None] * (len(parts) - 2)
+    assert message.content == "be kind" + "!" * (len(parts) == 4)
 
 
 def test_without_a_mark_parts_and_string_are_one_and_the_same() -> None:
@@ -150,7 +152,6 @@ def test_a_mark_of_another_shape_is_refused(mark: Any) -> None:
         ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
         ({"moderation": {"policy": "x"}}, "moderation"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"prompt_cache_options": {"mode": "explicit"}}, "prompt_cache_options.mode"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages[1].tool_calls"),
         ({"messages": [USER, {"role": "assistant", "function_call": {}}]}, "messages[1].function_call"),
         ({"messages": [USER, {"role": "function", "name": "f", "content": "x"}]}, "messages[1].role"),
@@ -168,6 +169,16 @@ def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], param: str
     assert param in error.message
 
 
+def test_what_is_said_of_the_cache() -> None:
+    explicit = translate(prompt_cache_options={"mode": "explicit", "ttl": "30m"}, prompt_cache_key="k")
+    assert explicit.cache == CacheOptions(is_explicit=True, ttl_s=1800.0, key="k")
+    assert translate(prompt_cache_retention="24h").cache == CacheOptions(ttl_s=86_400.0)
+    assert translate(anaphora={"priority": "low"}).cache == CacheOptions(priority="low")
+    assert not translate(anaphora={"splice": False}).splice and translate(anaphora={}).splice
+    with pytest.raises(msgspec.ValidationError, match="splic"):
+        translate(anaphora={"splic": True})
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -177,10 +188,11 @@ def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], param: str
         {"logprobs": False},
         {"modalities": ["text"]},
         {"repetition_penalty": 1.0},
-        {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
+        {"prompt_cache_options": {"mode": "implicit"}},
         {"parallel_tool_calls": False},
-        {"metadata": {"k": "v"}, "store": True, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k"},
-        {"service_tier": "flex", "verbosity": "low", "reasoning_effort": "none", "prompt_cache_retention": "24h"},
+        {"metadata": {"k": "v"}, "store": True, "user": "u", "safety_identifier": "s"},
+        {"service_tier": "flex", "verbosity": "low", "reasoning_effort": "none"},
+        {"prompt_cache_retention": "in_memory"},
     ],
 )
 def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from sessions.errors import InvalidRequest
 from sessions.prompt import ChatTemplate, Move, TemplateError
 from sessions.render import render
 from sessions.tokenizer import Tokenizer
-from sessions.types import Message, Part, Role, TokenId, Tool
+from sessions.types import Breakpoint, Message, Part, Role, TokenId, Tool
 
 START, END, THINK = TokenId(1), TokenId(2), TokenId(3)
 CONTROL = ControlTokens(
@@ -275,7 +275,7 @@ def in_parts(role: Role, parts: Sequence[tuple[str, bool]]) -> Message:
     """As `proxy.translate` makes it of (text, is_marked) pairs."""
     ends = list(accumulate(len(text) for text, _ in parts))
     spans = zip([0, *ends], ends, parts, strict=False)
-    kept = tuple(Part(start, end, is_marked) for start, end, (_, is_marked) in spans)
+    kept = tuple(Part(start, end, Breakpoint() if is_marked else None) for start, end, (_, is_marked) in spans)
     content = "".join(text for text, _ in parts)
     return Message(role, content, parts=kept if any(is_marked for _, is_marked in parts) else ())
 

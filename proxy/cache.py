@@ -1,0 +1,117 @@
+"""/v1/cache: what a tenant sees of its own cache, and does to it. Thin: translate, ask the service, shape the answer.
+
+Bodies are those of chat completions, so that a client sends what it would send anyway; of them the messages and what
+says whose cache it is (`cache_salt`) count. A tenant sees and touches nothing of another's.
+"""
+
+from litestar import Controller, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+
+from proxy.body import BodyRequest
+from proxy.cache_schemas import CacheDropped, CacheEntries, CacheEntry, CacheExplanation, CachePinned, CacheWarmed
+from proxy.schemas import ChatCompletionRequest
+from proxy.scope import request_scope
+from proxy.settings import Settings
+from proxy.translate import chat_request
+from sessions.errors import InvalidRequest, ModelNotFound
+from sessions.service import ChatService
+from sessions.types import BlockHash, ChatRequest, Tenant
+
+
+def _asked(request: BodyRequest, data: ChatCompletionRequest, service: ChatService, settings: Settings) -> ChatRequest:
+    if data.model != service.model_id:
+        raise ModelNotFound(data.model)
+    tenant = request_scope(request.scope).tenant or Tenant()
+    return chat_request(data, tenant=tenant, max_n=settings.max_n, vocab_size=service.vocab_size)
+
+
+class CacheController(Controller):
+    """Bodies and limits as for chat."""
+
+    path = "/cache"
+    request_class = BodyRequest
+
+    @post("/explain", status_code=200, summary="What the cache has of a chat request, and why no more; nothing is run")
+    async def explain(
+        self,
+        request: BodyRequest,
+        data: JSONBody[ChatCompletionRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+    ) -> CacheExplanation:
+        return CacheExplanation.of(await service.explain(_asked(request, data, service, settings)))
+
+    @post("/warm", status_code=200, summary="Compute and keep what the messages render to, and say nothing")
+    async def warm(
+        self,
+        request: BodyRequest,
+        data: JSONBody[ChatCompletionRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+    ) -> CacheWarmed:
+        usage = await service.warm(_asked(request, data, service, settings))
+        return CacheWarmed(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+        )
+
+    @post("/pin", status_code=200, summary="Never evict what is stored of the messages")
+    async def pin(
+        self,
+        request: BodyRequest,
+        data: JSONBody[ChatCompletionRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+    ) -> CachePinned:
+        asked = _asked(request, data, service, settings)
+        return CachePinned(object="cache.pinned", tokens=await service.cache.pin(asked, service.root_of(asked)))
+
+    @post("/unpin", status_code=200, summary="Undo the longest pin on the messages")
+    async def unpin(
+        self,
+        request: BodyRequest,
+        data: JSONBody[ChatCompletionRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+    ) -> CachePinned:
+        asked = _asked(request, data, service, settings)
+        return CachePinned(object="cache.unpinned", tokens=await service.cache.unpin(asked, service.root_of(asked)))
+
+    @post("/drop", status_code=200, summary="Forget the last block of the messages and all that follows it")
+    async def drop(
+        self,
+        request: BodyRequest,
+        data: JSONBody[ChatCompletionRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+    ) -> CacheDropped:
+        asked = _asked(request, data, service, settings)
+        return CacheDropped(tokens=await service.cache.drop(asked, service.root_of(asked)))
+
+    @get(summary="What this tenant has in the pool")
+    async def entries(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheEntries:
+        tenant = request_scope(request.scope).tenant or Tenant()
+        holdings, num_tokens = await service.cache.holdings(tenant.id)
+        return CacheEntries(
+            data=[CacheEntry.of(holding, service.bytes_per_token) for holding in holdings],
+            tokens=num_tokens,
+            bytes=num_tokens * service.bytes_per_token,
+        )
+
+    @delete(status_code=200, summary="Forget everything of this tenant's")
+    async def drop_all(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheDropped:
+        tenant = request_scope(request.scope).tenant or Tenant()
+        return CacheDropped(tokens=await service.cache.drop_all(tenant.id))
+
+    @delete("/{entry_id:str}", status_code=200, summary="Forget what an entry shares with no other")
+    async def drop_entry(
+        self, request: BodyRequest, entry_id: FromPath[str], service: NamedDependency[ChatService]
+    ) -> CacheDropped:
+        tenant = request_scope(request.scope).tenant or Tenant()
+        try:
+            leaf_hash = BlockHash(bytes.fromhex(entry_id))
+        except ValueError:
+            raise InvalidRequest("An entry's id is a hexadecimal number.", param="id") from None
+        return CacheDropped(tokens=await service.cache.drop_path(tenant.id, leaf_hash))

@@ -1,0 +1,240 @@
+"""CacheControl: what a tenant may see of its own cache, and do to it. Event loop; the pool is asked between two steps.
+
+Every method takes the tenant from the request or by name and looks under that tenant's roots only.
+"""
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeVar
+
+from sessions.engine.block_pool import BlockPool
+from sessions.engine.holdings import Holding
+from sessions.engine.loop import Engine
+from sessions.engine.losses import Loss
+from sessions.engine.pins import PinLimitExceeded
+from sessions.errors import InvalidRequest
+from sessions.explain import LEAST_SHARED_TOKENS, SNIPPET_CHARS, Findings, Lost, explain
+from sessions.index import PrefixIndex
+from sessions.prompting import Prompted, Prompter
+from sessions.replies import Replies
+from sessions.tiers import DiskTier
+from sessions.tokenizer import Tokenizer
+from sessions.types import BlockHash, ChatRequest, Divergence, Explanation, TokensByTier
+
+T = TypeVar("T")
+
+MAX_COMPARED: Final = 256
+"""Earlier prompts that an explanation looks at."""
+SNIPPET_TOKENS: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class _InPool:
+    """What the pool says of a prompt. then: what it stores after the held part, on another branch."""
+
+    num_held: int
+    loss: Loss | None
+    then: tuple[int, ...]
+
+
+class CacheControl:
+    """Parts are the service's own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompter: Prompter,
+        replies: Replies,
+        index: PrefixIndex,
+        disk: DiskTier | None,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._engine = engine
+        self._pool: BlockPool = engine.scheduler.pool
+        self._prompter = prompter
+        self._replies = replies
+        self._index = index
+        self._disk = disk
+        self._tokenizer = tokenizer
+
+    # -- listing --
+
+    async def holdings(self, owner: str) -> tuple[list[Holding], int]:
+        """Every path that this tenant has in the pool, the last used first; and their tokens, each counted once."""
+
+        def look() -> tuple[list[Holding], int]:
+            roots = self._pool.roots_of(owner)
+            return self._pool.holdings(roots, time.monotonic()), self._pool.num_tokens(roots)
+
+        holdings, num_tokens = await self._between_steps(look)
+        return sorted(holdings, key=lambda holding: holding.age_s), num_tokens
+
+    # -- pinning and dropping --
+
+    async def pin(self, request: ChatRequest, root: BlockHash) -> int:
+        """Never evict what is stored of these messages. Returns tokens. Raises InvalidRequest past the limit."""
+        hashes = await self._hashes(request, root)
+        try:
+            num_blocks = await self._between_steps(lambda: self._pool.pin(root, hashes))
+        except PinLimitExceeded as error:
+            raise InvalidRequest(f"Too much is pinned: {error}.", param="messages", code="pin_limit_exceeded") from None
+        return num_blocks * self._pool.block_size
+
+    async def unpin(self, request: ChatRequest, root: BlockHash) -> int:
+        """Returns the tokens of the longest pin on these messages, which is undone; 0 if there is none."""
+        hashes = await self._hashes(request, root)
+        num_blocks = await self._between_steps(lambda: self._pool.unpin(root, hashes, time.monotonic()))
+        return num_blocks * self._pool.block_size
+
+    async def drop(self, request: ChatRequest, root: BlockHash) -> int:
+        """Forget what is stored of these messages' last block and after it. Returns tokens."""
+        hashes = await self._hashes(request, root)
+        num_stored = self._pool.num_cached_prefix_blocks(hashes)
+        if num_stored < len(hashes) or not hashes:
+            return 0
+        return await self._forget(root, hashes[-1])
+
+    async def drop_path(self, owner: str, leaf_hash: BlockHash) -> int:
+        """Forget what this leaf's path shares with no other. Returns tokens; 0 for a leaf that is not the tenant's."""
+
+        def first_own(path_root: BlockHash) -> BlockHash | None:
+            block = self._pool.find(leaf_hash)
+            if block is None or block.root != path_root or any(child.is_full for child in block.children or ()):
+                return None
+            while block.parent is not None and len(block.parent.children or ()) == 1:
+                block = block.parent
+            return block.block_hash
+
+        def find() -> tuple[BlockHash, BlockHash] | None:
+            for root in self._pool.roots_of(owner):
+                first = first_own(root)
+                if first is not None:
+                    return root, first
+            return None
+
+        found = await self._between_steps(find)
+        return 0 if found is None else await self._forget(*found)
+
+    async def drop_all(self, owner: str) -> int:
+        """Forget everything of a tenant's: pool, disk, and what this process knows of its replies. Returns tokens."""
+        roots = await self._between_steps(lambda: self._pool.roots_of(owner))
+        return sum([await self._forget(root, None) for root in roots])
+
+    async def _forget(self, root: BlockHash, first: BlockHash | None) -> int:
+        """On disk whole files go, up to 256 tokens more: better too much than what was to go."""
+        num_tokens = await self._between_steps(lambda: self._pool.drop(root, first, time.monotonic()))
+        self._replies.forget(root)
+        if self._disk is not None:
+            await asyncio.to_thread(self._disk.drop, root, first)
+        return num_tokens
+
+    async def _hashes(self, request: ChatRequest, root: BlockHash) -> Sequence[BlockHash]:
+        return (await self._prompter.prompt(request, root, is_open=False)).chain.hashes
+
+    # -- explaining --
+
+    async def explain(self, request: ChatRequest, root: BlockHash, prompted: Prompted) -> Explanation:
+        """prompted: of a request that `wants_explanation`, so that places in it are known."""
+        token_ids, hashes = prompted.token_ids, prompted.chain.hashes
+        size = self._pool.block_size
+        in_pool = await self._between_steps(lambda: self._look(root, hashes, token_ids))
+        num_blocks = in_pool.num_held // size
+        num_disk = self._disk.num_held(root, hashes, num_blocks) if self._disk is not None else 0
+        elsewhere = await self._index.lookup(root, hashes) if num_blocks < len(hashes) else None
+        num_elsewhere = 0 if elsewhere is None else max(0, elsewhere.num_other_blocks - num_blocks - num_disk)
+        held = max(in_pool.num_held, (num_blocks + num_disk) * size if num_disk else 0)
+        shared, then = self._closest(root, token_ids)
+        if shared <= in_pool.num_held:  # the pool knows prompts of which no transcript is left
+            then = in_pool.then if shared < in_pool.num_held else then or in_pool.then
+            shared = in_pool.num_held
+        found = Findings(
+            num_tokens=len(token_ids),
+            tiers=TokensByTier(in_pool.num_held, held - in_pool.num_held, num_elsewhere * size),
+            shared=shared,
+            closest_ends=not then,
+            tools_differ=self._tools_differ(root, prompted, shared),
+            lost=_lost(in_pool.loss, time.monotonic()),
+            was_said_before=prompted.report.num_spliced > 0 and shared < LEAST_SHARED_TOKENS,
+            index_is_down=self._index.state == "down",
+        )
+        return explain(found, self._divergence(request, prompted, shared, then))
+
+    def _look(self, root: BlockHash, hashes: Sequence[BlockHash], token_ids: Sequence[int]) -> _InPool:
+        """Engine thread."""
+        match = self._pool.match(root, hashes, token_ids[:-1])
+        num_blocks = len(match.blocks)
+        num_held = num_blocks * self._pool.block_size + match.num_tail_tokens
+        loss = self._pool.loss(hashes[num_blocks]) if num_blocks < len(hashes) else None
+        last = match.blocks[-1] if match.blocks else None
+        same = tuple(token_ids[num_held - match.num_tail_tokens : num_held])
+        then = self._pool.continuation(root, last, same, SNIPPET_TOKENS) if num_held >= LEAST_SHARED_TOKENS else ()
+        return _InPool(num_held, loss, then)
+
+    def _closest(self, root: BlockHash, token_ids: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Of the caller's earlier prompts, with their replies, the one that shares most leading tokens with this one.
+
+        Returns how many, and what it goes on with.
+        """
+        ours = array("I", token_ids).tobytes()
+        most = 0
+        then: tuple[int, ...] = ()
+        for transcript in islice(self._replies.recent(root), MAX_COMPARED):
+            theirs = transcript.known.ids
+            shared = _num_shared(ours, array("I", theirs).tobytes())
+            if shared > most:
+                most, then = shared, tuple(theirs[shared : shared + SNIPPET_TOKENS])
+        return most, then
+
+    def _tools_differ(self, root: BlockHash, prompted: Prompted, shared: int) -> bool:
+        """Was the same conversation seen with other tools, so that it parts where they stand?"""
+        conversation = prompted.opening.conversation
+        if prompted.prompt.contents and shared > self._tokens_before_contents(prompted):
+            return False
+        for transcript in islice(self._replies.recent(root), MAX_COMPARED):
+            if transcript.turns[:1] == conversation.turns[:1] and transcript.schemas != conversation.schemas:
+                return True
+        return False
+
+    def _tokens_before_contents(self, prompted: Prompted) -> int:
+        start = prompted.prompt.contents[0].start
+        return self._tokenizer.tokens_before(prompted.prompt, [start], spliced=prompted.spliced)[0]
+
+    def _divergence(
+        self, request: ChatRequest, prompted: Prompted, shared: int, then: Sequence[int]
+    ) -> Divergence | None:
+        if not then or shared >= len(prompted.token_ids):
+            return None
+        param, offset, at = self._prompter.place(prompted, request, shared)
+        text = prompted.prompt.text
+        return Divergence(
+            token=shared,
+            param=param,
+            offset=offset,
+            before=text[max(0, at - SNIPPET_CHARS) : at],
+            now=text[at : at + SNIPPET_CHARS],
+            then=self._tokenizer.decode(then)[:SNIPPET_CHARS],
+            is_last_message=param == f"messages[{prompted.opening.conversation.sources[-1]}].content",
+        )
+
+    async def _between_steps(self, function: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._engine.call(function))
+
+
+def _num_shared(left: bytes, right: bytes) -> int:
+    """Leading tokens that two sequences of u32 share. O(log n) comparisons of bytes."""
+    low, high = 0, min(len(left), len(right)) // 4
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[4 * low : 4 * middle] == right[4 * low : 4 * middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _lost(loss: Loss | None, now: float) -> Lost | None:
+    return None if loss is None else Lost(loss.reason, now - loss.at, loss.age_s)

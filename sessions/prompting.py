@@ -1,0 +1,190 @@
+"""Prompting: a chat request into token ids, their hashes, and what remembering its reply will need. Event loop.
+
+    canonical order ▸ what is known of its beginning ▸ template ▸ replies spliced ▸ encode ▸ chain of block hashes
+
+What is known is not looked at again: after its first turn a conversation costs its new messages here, and one run of
+the template, which alone can say what it does with them.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain as chained
+from typing import Any, Final, TypeVar
+
+from sessions.conversation import Conversation, Turn, TurnKey, canonical, turn_key, turn_keys
+from sessions.errors import ContextLengthExceeded, InvalidRequest
+from sessions.hashing import HashChain
+from sessions.prompt import Prompt
+from sessions.render import render_conversation
+from sessions.replies import Opening, Replies, Spliced, Transcript
+from sessions.tokenizer import Tokenizer
+from sessions.types import BlockHash, Breakpoint, ChatRequest, PromptReport, TokenId
+
+T = TypeVar("T")
+
+CHARACTERS_PER_TOKEN: Final = 8
+"""More than a token has in any text worth predicting: what is past it could never be reached."""
+
+LONG_PROMPT_CHARACTERS: Final = 20_000
+"""Prompts past this are rendered and encoded off the event loop, unless their beginning is known."""
+
+MARKUP_CHARACTERS: Final = 16
+"""What a string costs in a prompt besides its own characters: 340,000 empty messages are a long prompt too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """A request, ready for the engine.
+
+    prediction: ids of what its client expects. breakpoints: how many tokens stand before each, rising.
+    prompt, spliced: what `token_ids` were encoded from.
+    """
+
+    token_ids: list[TokenId]
+    chain: HashChain
+    prediction: tuple[TokenId, ...]
+    opening: Opening
+    report: PromptReport
+    breakpoints: tuple[tuple[int, Breakpoint], ...]
+    prompt: Prompt
+    spliced: Mapping[int, Sequence[TokenId]]
+
+
+class Prompter:
+    """One per service."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, replies: Replies, *, block_size: int, max_model_len: int, stable_first: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._replies = replies
+        self._block_size = block_size
+        self._max_model_len = max_model_len
+        self._stable_first = stable_first
+
+    async def prompt(self, request: ChatRequest, root: BlockHash, *, is_open: bool = True) -> Prompted:
+        """Raises InvalidRequest, ContextLengthExceeded. A message is a token at the least: its template's.
+
+        is_open: the prompt ends where a reply begins. Else it ends with its last message.
+        """
+        if len(request.messages) >= self._max_model_len:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=len(request.messages), max_model_len=self._max_model_len, is_lower_bound=True
+            )
+        conversation = self._replies.seen(canonical(request.messages, request.tools, stable_first=self._stable_first))
+        needs_places = bool(conversation.breakpoints) or request.wants_explanation  # only a whole rendering has them
+        looks_up = request.splice and is_open and not needs_places
+        transcript = self._replies.transcript(root, conversation) if looks_up else None
+        known = None if transcript is None else transcript.known
+        new_turns = conversation.turns[known.num_turns + 1 :] if known else conversation.turns
+        work = asyncio.to_thread if _is_long(request, new_turns) else _at_once
+        template = self._tokenizer.template
+        prompt = await work(render_conversation, conversation, template, add_generation_prompt=is_open, known=known)
+        if transcript is not None and prompt.known_ids:
+            key = transcript.key
+            for turn in new_turns:
+                key = turn_key(key, turn)
+            start = _Start(key, transcript.chain.fork(), {}, transcript.num_spliced, transcript)
+        else:
+            keys = await work(lambda: list(turn_keys(root, conversation)))
+            spliced = await self._replies.find(root, conversation, keys) if request.splice and prompt.contents else {}
+            start = _Start(keys[-1], HashChain(root, self._block_size), spliced, len(spliced))
+        return await work(self._encoded, request, conversation, prompt, start)
+
+    def place(self, prompted: Prompted, request: ChatRequest, num_tokens: int) -> tuple[str, int, int]:
+        """Where the token after the first `num_tokens` stands: parameter, offset in it, offset in the prompt's text."""
+        prompt = prompted.prompt
+        at = self._tokenizer.offset_of(prompt, num_tokens, scope=_scope(request), spliced=prompted.spliced)
+        span = prompt.content_at(at)
+        if span is not None:
+            return f"messages[{span.message}].content", at - span.start, at
+        is_before_all = not prompt.contents or at < prompt.contents[0].start
+        return "tools" if is_before_all and prompted.opening.conversation.schemas else "template", at, at
+
+    def _encoded(self, request: ChatRequest, conversation: Conversation, prompt: Prompt, start: "_Start") -> Prompted:
+        """Any thread."""
+        scope = _scope(request)
+        spliced = {
+            conversation.sources[at]: self._spliced_ids(conversation.turns[at].content, found, scope)
+            for at, found in start.spliced.items()
+        }
+        token_ids = self._tokenizer.encode(prompt, scope=scope, spliced=spliced, max_model_len=self._max_model_len)
+        if not token_ids:
+            raise InvalidRequest("The messages render to an empty prompt.", param="messages")
+        chain = start.chain
+        chain.extend(token_ids[chain.num_tokens :])
+        predicted = request.prediction[: CHARACTERS_PER_TOKEN * self._max_model_len]
+        opening = Opening(
+            root=chain.root,
+            key=start.key,
+            conversation=conversation,
+            text=None if prompt.needed_stand_ins else prompt.text,
+            token_ids=token_ids,
+            chain=chain.fork(),
+            num_spliced=start.num_spliced,
+            continues=start.transcript,
+        )
+        prediction = tuple(self._tokenizer.encode_text(predicted, scope=scope))
+        report = PromptReport(start.num_spliced, prompt.moves)
+        counts = self._tokenizer.tokens_before(prompt, _offsets(conversation, prompt), scope=scope, spliced=spliced)
+        breakpoints = tuple(
+            (num_tokens, point) for num_tokens, (_, _, point) in zip(counts, conversation.breakpoints, strict=False)
+        )
+        return Prompted(token_ids, chain, prediction, opening, report, breakpoints, prompt, spliced)
+
+    def _spliced_ids(self, content: str, found: Spliced, scope: str) -> list[TokenId]:
+        rest = self._tokenizer.encode_text(content[found.num_chars :], scope=scope)
+        return [*map(TokenId, found.ids), *rest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What was found of a conversation. chain: hashes of the tokens that are known already."""
+
+    key: TurnKey
+    chain: HashChain
+    spliced: dict[int, Spliced]
+    num_spliced: int
+    transcript: Transcript | None = None
+
+
+def _offsets(conversation: Conversation, prompt: Prompt) -> list[int]:
+    """Where breakpoints stand in the prompt's text; none, where the template hides its contents."""
+    starts = {span.message: span for span in prompt.contents}
+    offsets = []
+    for turn, offset, _ in conversation.breakpoints:
+        span = starts.get(conversation.sources[turn])
+        if span is None:
+            return []
+        content = conversation.turns[turn].content
+        is_stripped = not prompt.text.startswith(content, span.start)
+        lost = len(content) - len(content.lstrip()) if is_stripped else 0
+        offsets.append(span.start + min(max(0, offset - lost), span.end - span.start))
+    return offsets
+
+
+async def _at_once(work: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """`asyncio.to_thread` where a thread would cost more than the work."""
+    return work(*args, **kwargs)
+
+
+def _is_long(request: ChatRequest, turns: Sequence[Turn]) -> bool:
+    parts: list[Any] = [turn.content for turn in turns]
+    parts += request.prediction, *((tool.description, tool.parameters) for tool in request.tools)
+    num_characters = 0
+    while parts and num_characters <= LONG_PROMPT_CHARACTERS:
+        part = parts.pop()
+        num_characters += MARKUP_CHARACTERS
+        if isinstance(part, str):
+            num_characters += len(part)
+        elif isinstance(part, dict):
+            parts += chained.from_iterable(part.items())
+        elif isinstance(part, (list, tuple)):
+            parts += part
+    return num_characters > LONG_PROMPT_CHARACTERS
+
+
+def _scope(request: ChatRequest) -> str:
+    """Whose encodings may be reused: nobody can time what another tenant wrote."""
+    return request.tenant.id + "\0" + (request.cache_salt or "")

@@ -1,0 +1,316 @@
+"""Replies: what the model said, token by token, so that the next turn does not have to read it back from text. P1.
+
+Text read back gives other tokens than were generated, in one reply of two at temperature 1; from there on nothing that
+was computed can be reused. So the ids of a reply are kept under the key of the conversation before it and of the reply
+as its client saw it (`conversation.turn_keys`), and put in the place of that text when it comes back.
+
+    said, still running     ids and text grow; a client that left kept some beginning of it
+    record                  a whole reply, or one that was cut off: ids; here and in Redis, so that others have it too
+    transcript              the whole prompt with its reply: text, ids, hashes; here only. The next turn of the same
+                            conversation then looks at its new messages alone
+
+A record is believed only if its ids decode to the text. All of it is a hint: what is lost costs reuse. Event loop only.
+"""
+
+import sys
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import msgpack
+
+from sessions.conversation import Conversation, Turn, TurnKey, turn_key
+from sessions.detokenizer import fitting
+from sessions.hashing import HashChain
+from sessions.render import Known
+from sessions.types import BlockHash, TokenId
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+RECORD_BYTES: Final = 32 << 20
+TRANSCRIPT_BYTES: Final = 128 << 20
+MAX_FETCHED_TURNS: Final = 512
+_FORMAT: Final = 1
+_HASH_BYTES: Final = 57  # a bytes object of 16, and its place in a list
+
+
+class Shelf(Protocol):
+    """Where records outlive this process: Redis, or nothing. `PrefixIndex` is one."""
+
+    async def fetch_replies(self, root: BlockHash, keys: Sequence[bytes]) -> list[bytes | None] | None:
+        """One round trip within the budget; None when there is nobody to ask or no answer."""
+
+    def keep_reply(self, root: BlockHash, key: bytes, record: bytes) -> None:
+        """Does not wait."""
+
+
+@dataclass(slots=True)
+class Said:
+    """A reply under way: its ids so far, and the text its client was sent."""
+
+    ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """A prompt and its reply. key: stands for all of it. chain: the hashes of `known.ids`. num_spliced: replies in it
+    whose ids are those that were generated."""
+
+    turns: tuple[Turn, ...]
+    schemas: list[dict[str, Any]]
+    known: Known
+    chain: HashChain
+    key: TurnKey
+    num_spliced: int
+
+    @property
+    def num_bytes(self) -> int:
+        contents = sum(sys.getsizeof(turn.content) for turn in self.turns)
+        return (
+            contents + sys.getsizeof(self.known.text) + 4 * len(self.known.ids) + _HASH_BYTES * len(self.chain.hashes)
+        )
+
+
+@dataclass(slots=True)
+class Opening:
+    """A prompt whose replies are to be remembered. key: stands for its conversation.
+
+    text: as rendered; None where it cannot be taken up again as it is (`Known`). continues: the transcript it took up.
+    """
+
+    root: BlockHash
+    key: TurnKey
+    conversation: Conversation
+    text: str | None
+    token_ids: Sequence[TokenId]
+    chain: HashChain
+    num_spliced: int
+    continues: Transcript | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spliced:
+    """The leading `ids` stand for the first `num_chars` characters of a reply."""
+
+    ids: Sequence[int]
+    num_chars: int
+
+
+class Replies:
+    """One per service.
+
+    decode: the tokenizer's. control_ids: believed in what was said here, never from a shelf.
+    is_lenient: clients may strip whitespace from the ends of replies.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        control_ids: frozenset[TokenId],
+        shelf: Shelf,
+        *,
+        is_lenient: bool = False,
+    ) -> None:
+        self._decode = decode
+        self._control_ids = control_ids
+        self._shelf = shelf
+        self._is_lenient = is_lenient
+        self._running: dict[TurnKey, list[Said]] = {}
+        self._records: _Bounded[tuple[BlockHash, bytes], array[int]] = _Bounded(
+            RECORD_BYTES, lambda ids: 4 * len(ids) + 300
+        )
+        self._transcripts: _Bounded[tuple[Any, ...], Transcript] = _Bounded(TRANSCRIPT_BYTES, lambda t: t.num_bytes)
+
+    # -- the next turn --
+
+    def seen(self, conversation: Conversation) -> Conversation:
+        """The conversation as keys are made of it."""
+        if not self._is_lenient:
+            return conversation
+        turns = tuple(
+            turn._replace(content=turn.content.strip()) if turn.role == "assistant" else turn
+            for turn in conversation.turns
+        )
+        return Conversation(turns, conversation.sources, conversation.schemas, conversation.moves)
+
+    def transcript(self, root: BlockHash, conversation: Conversation) -> Transcript | None:
+        """What is known of the conversation up to its last reply, if that is known whole."""
+        turns = conversation.turns
+        last = next((at for at in range(len(turns) - 1, 0, -1) if turns[at].role == "assistant"), 0)
+        if not last:
+            return None
+        found = self._transcripts.get((root, last, turns[last - 1].content, turns[last].content))
+        if found is None or found.turns != turns[:last] or found.schemas != conversation.schemas:
+            return None
+        return found
+
+    def recent(self, root: BlockHash) -> Iterator[Transcript]:
+        """The transcripts under `root`, the latest used first."""
+        return (transcript for transcript in self._transcripts.latest() if transcript.chain.root == root)
+
+    async def find(self, root: BlockHash, conversation: Conversation, keys: Sequence[TurnKey]) -> dict[int, Spliced]:
+        """Turn index -> what was said there. keys: `turn_keys` of the conversation."""
+        turns = [at for at, turn in enumerate(conversation.turns) if turn.role == "assistant" and turn.content]
+        wanted = [at for at in turns[:MAX_FETCHED_TURNS] if self._local(root, conversation, keys, at) is None]
+        await self._fetch(root, [key for at in wanted for key in (keys[at + 1], _cut_key(keys[at]))])
+        found = {at: self._local(root, conversation, keys, at) for at in turns}
+        return {at: spliced for at, spliced in found.items() if spliced is not None}
+
+    def _local(self, root: BlockHash, conversation: Conversation, keys: Sequence[TurnKey], at: int) -> Spliced | None:
+        """The reply itself; else one that was cut off, or is being said, of which this is a beginning."""
+        text = conversation.turns[at].content
+        whole = self._records.get((root, keys[at + 1]))
+        if whole is not None:
+            return self.fitting(whole, text)
+        begun = [said.ids for said in self._running.get(keys[at], ())]
+        cut = self._records.get((root, _cut_key(keys[at])))
+        fits = [self.fitting(ids, text) for ids in (*begun, *(() if cut is None else (cut,)))]
+        return max((fit for fit in fits if fit is not None), key=lambda fit: fit.num_chars, default=None)
+
+    async def _fetch(self, root: BlockHash, keys: Sequence[bytes]) -> None:
+        records = await self._shelf.fetch_replies(root, keys) if keys else None
+        for key, record in zip(keys, records or (), strict=False):
+            ids = None if record is None else _unpacked(record)
+            if ids is not None and self._control_ids.isdisjoint(ids):
+                self._records.put((root, key), ids)
+
+    def fitting(self, ids: Sequence[int], text: str) -> Spliced | None:
+        """As many leading `ids` as say nothing but a beginning of `text`, and no more of them than say it.
+
+        A code point may end in the middle of the ids, and a stop string in the middle of a token: then a rest of the
+        text is left. None if nothing fits. Lenient: whitespace around `text` may be missing.
+        """
+        while ids and ids[-1] in self._control_ids:
+            ids = ids[:-1]
+        whole = self._decode(ids) if self._is_lenient else ""
+        if text and whole.strip() == text:
+            return Spliced(ids, len(text))
+        num_ids, num_chars = fitting(self._decode, ids, text)
+        return Spliced(ids[:num_ids], num_chars) if num_ids else None
+
+    def forget(self, root: BlockHash) -> None:
+        """Everything under `root` in this process. O(all). What Redis has of it expires there."""
+        self._records.pop_all(lambda place: place[0] == root)
+        self._transcripts.pop_all(lambda place: place[0] == root)
+
+    # -- what is being said --
+
+    def begin(self, opening: Opening, num_choices: int) -> list[Said]:
+        choices = [Said() for _ in range(num_choices)]
+        self._running.setdefault(opening.key, []).extend(choices)
+        return choices
+
+    def end(self, opening: Opening, said: Said, *, is_whole: bool, is_first: bool) -> None:
+        """The reply is over: its client has the text, or left when it had some of it.
+
+        is_first: of several choices, the one whose transcript is kept. Of each the record is.
+        """
+        running = self._running[opening.key]
+        del running[next(at for at, other in enumerate(running) if other is said)]
+        if not running:
+            del self._running[opening.key]
+        text = said.text
+        fit = self.fitting(said.ids, text) if is_whole else Spliced(said.ids, len(text))
+        if fit is None or not fit.ids:
+            return
+        shown = text.strip() if self._is_lenient else text
+        key = turn_key(opening.key, Turn("assistant", shown))
+        self._record(opening.root, key if is_whole else _cut_key(opening.key), fit.ids)
+        if is_whole and is_first and opening.text is not None:
+            self._keep_transcript(opening, key, shown, len(shown) - (len(text.rstrip()) - fit.num_chars), fit.ids)
+
+    def _record(self, root: BlockHash, key: bytes, ids: Sequence[int]) -> None:
+        kept = array("I", ids)
+        self._records.put((root, key), kept)
+        if self._control_ids.isdisjoint(kept):  # from outside such a record would not be believed
+            self._shelf.keep_reply(root, key, _packed(kept))
+
+    def _keep_transcript(
+        self, opening: Opening, key: TurnKey, reply: str, num_reply_chars: int, ids: Sequence[int]
+    ) -> None:
+        assert opening.text is not None
+        turns = opening.conversation.turns
+        all_ids = array("I", opening.token_ids)
+        all_ids.extend(ids)
+        chain = opening.chain
+        chain.extend(ids)
+        known = Known(len(turns), opening.text, reply, min(num_reply_chars, len(reply)), all_ids)  # type: ignore[arg-type]
+        if opening.continues is not None:
+            self._transcripts.pop(_place(opening.root, opening.continues))
+        made = Transcript(turns, opening.conversation.schemas, known, chain, key, opening.num_spliced + 1)
+        self._transcripts.put(_place(opening.root, made), made)
+
+
+class _Bounded(Generic[Key, Value]):
+    """A mapping of so many bytes at most; the least recently used goes first."""
+
+    def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
+        self._max_bytes = max_bytes
+        self._size = size
+        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self.num_bytes = 0
+
+    def get(self, key: Key) -> Value | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: Key, value: Value) -> None:
+        self.pop(key)
+        size = self._size(value)
+        self._entries[key] = value, size
+        self.num_bytes += size
+        while self.num_bytes > self._max_bytes:
+            self.num_bytes -= self._entries.popitem(last=False)[1][1]
+
+    def pop_all(self, chosen: Callable[[Key], bool]) -> None:
+        for key in [key for key in self._entries if chosen(key)]:
+            self.pop(key)
+
+    def latest(self) -> Iterator[Value]:
+        return (value for value, _ in reversed(self._entries.values()))
+
+    def pop(self, key: Key) -> None:
+        self.num_bytes -= self._entries.pop(key, (None, 0))[1]
+
+
+def _place(root: BlockHash, transcript: Transcript) -> tuple[Any, ...]:
+    return root, len(transcript.turns), transcript.turns[-1].content, transcript.known.reply
+
+
+def _cut_key(parent: TurnKey) -> TurnKey:
+    """Of the reply after `parent` that was cut off last. No client's role is called so."""
+    return turn_key(parent, Turn("cut off", ""))
+
+
+def _packed(ids: "array[int]") -> bytes:
+    data: bytes = msgpack.packb([_FORMAT, _little_endian(ids).tobytes()])
+    return data
+
+
+def _unpacked(record: bytes) -> "array[int] | None":
+    """None for anything that is not a record of ours."""
+    try:
+        version, data = msgpack.unpackb(record)
+        if version != _FORMAT:
+            return None
+        return _little_endian(array("I", data))
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None
+
+
+def _little_endian(ids: "array[int]") -> "array[int]":
+    if sys.byteorder == "big":
+        ids = array("I", ids)
+        ids.byteswap()
+    return ids

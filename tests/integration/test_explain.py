@@ -1,0 +1,213 @@
+"""Each class of miss, really caused, and what is said of it. All is real but the model."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sessions.explain import volatile
+from sessions.service import ChatService, IndexOptions
+from sessions.types import ChatRequest, Explanation, Message, SamplingParams, Tenant, Tool
+from tests.fakes import open_fake_service
+from tests.integration.index.index_servers import ValkeyServer, eventually
+
+SYSTEM = "You are the assistant of a library. Today is Tuesday. " + "Books are lent for four weeks. " * 8
+GREEDY = SamplingParams(temperature=0, max_tokens=6)
+
+
+@asynccontextmanager
+async def service(**options: Any) -> AsyncIterator[ChatService]:
+    opened = await open_fake_service(**({"num_blocks": 256} | options))
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def request(*contents: str, system: str = SYSTEM, **more: Any) -> ChatRequest:
+    roles = ("user", "assistant")
+    turns = [Message(roles[at % 2], content) for at, content in enumerate(contents)]  # type: ignore[arg-type]
+    return ChatRequest(messages=(Message("system", system), *turns), params=GREEDY, **more)
+
+
+async def say(service: ChatService, asked: ChatRequest) -> str:
+    generation = await service.start(asked)
+    pieces = [delta.text async for delta in generation]
+    generation.close()
+    return "".join(pieces)
+
+
+async def cached(service: ChatService, asked: ChatRequest) -> int:
+    generation = await service.start(asked)
+    async for _ in generation:
+        pass
+    generation.close()
+    return generation.usage().cached_tokens
+
+
+async def explained(service: ChatService, asked: ChatRequest) -> Explanation:
+    """And what is said to be found is what a request finds."""
+    found = await service.explain(asked)
+    assert await cached(service, asked) == found.tiers.pool + found.tiers.disk
+    return found
+
+
+async def test_never_seen() -> None:
+    async with service() as one:
+        found = await explained(one, request("One?"))
+        assert (found.kind, found.tiers.pool, found.missed_tokens) == ("never_seen", 0, found.num_prompt_tokens)
+
+
+async def test_hit_when_sent_again_and_when_it_goes_on() -> None:
+    async with service() as one:
+        reply = await say(one, request("One?"))
+        again = await explained(one, request("One?"))
+        assert (again.kind, again.missed_tokens, again.advice) == ("hit", 0, "")
+        assert (await explained(one, request("One?", reply, "Two?"))).kind == "hit"
+
+
+async def test_diverged_at_the_character_that_was_edited() -> None:
+    async with service() as one:
+        await say(one, request("One?"))
+        at = SYSTEM.index("Tuesday")
+        found = await explained(one, request("One?", system=SYSTEM.replace("Tuesday", "Sunday")))
+        where = found.divergence
+        assert found.kind == "diverged" and where is not None
+        assert (where.param, where.offset) == ("messages[0].content", at)
+        assert where.before.endswith("Today is ")
+        assert where.now.startswith("Sunday. ") and where.then.startswith("Tuesday.")
+        assert where.token == found.tiers.pool == len("<system\n") + at
+        assert f"date at character {at} of messages[0].content" in found.advice
+        assert f"{found.num_prompt_tokens - where.token:,} tokens" in found.advice
+
+
+@pytest.mark.parametrize("offset", [0, 1, 15, 16, 17, 200])
+async def test_one_character_anywhere(offset: int) -> None:
+    async with service() as one:
+        await say(one, request("One?"))
+        edited = SYSTEM[:offset] + "#" + SYSTEM[offset + 1 :]
+        where = (await explained(one, request("One?", system=edited))).divergence
+        assert where is not None and (where.param, where.offset) == ("messages[0].content", offset)
+
+
+async def test_diverged_in_an_edited_reply() -> None:
+    async with service() as one:
+        reply = await say(one, request("One?"))
+        await say(one, request("One?", reply, "Two?"))
+        where = (await explained(one, request("One?", "Edited.", "Two?"))).divergence
+        assert where is not None and where.param == "messages[2].content" and where.now.startswith("Edited.")
+
+
+async def test_evicted_says_when_and_after_how_long() -> None:
+    async with service(num_blocks=48) as one:
+        await say(one, request("One?"))
+        for number in range(4):
+            await say(one, request(system=f"{number} " * 200))
+        found = await explained(one, request("One?"))
+        assert found.kind == found.lost_to == "evicted"
+        assert found.lost_seconds_ago is not None and 0 <= found.lost_seconds_ago < 60
+        assert found.lost_after_idle_s is not None and "--pool-size" in found.advice
+
+
+async def test_expired_after_its_time_to_live_under_pressure() -> None:
+    async with service(num_blocks=48) as one:
+        await say(one, request("One?"))
+        clock = one.engine.scheduler._clock
+        one.engine.scheduler._clock = lambda: clock() + 3_600
+        for number in range(2):
+            await say(one, request(system=f"{number} " * 200))
+        found = await explained(one, request("One?"))
+        assert found.kind == found.lost_to == "expired"
+        assert found.lost_after_idle_s is not None and found.lost_after_idle_s > 3_000
+
+
+async def test_dropped() -> None:
+    async with service() as one:
+        await say(one, request("One?"))
+        assert await one.cache.drop_all("default") > 0
+        found = await explained(one, request("One?"))
+        assert found.kind == found.lost_to == "dropped"
+
+
+async def test_tools_changed() -> None:
+    async with service() as one:
+        tools = (Tool("lend", "lends a book"), Tool("find", "finds a book"))
+        await say(one, request("One?", tools=tools))
+        reordered = await explained(one, request("One?", tools=tools[::-1]))
+        assert reordered.kind == "hit"
+        found = await explained(one, request("One?", tools=(*tools, Tool("zip", "packs a book"))))
+        assert found.kind == "tools_changed" and found.divergence is not None
+        assert "tools stand before every message" in found.advice
+
+
+@pytest.fixture
+def valkey() -> Any:
+    server = ValkeyServer()
+    server.start()
+    yield server
+    server.kill()
+
+
+async def test_restarted_and_redis_unavailable(valkey: ValkeyServer) -> None:
+    index = IndexOptions("redis", valkey.url)
+    async with service(index=index) as before:
+        await eventually(lambda: before.index.state == "redis")
+        reply = await say(before, request("One?"))
+        await eventually(lambda: b":r:" in b"".join(valkey.command("KEYS", "*")))  # type: ignore[arg-type]
+    async with service(index=index) as after:
+        await eventually(lambda: after.index.state == "redis")
+        found = await explained(after, request("One?", reply, "Two?"))
+        assert found.kind == "restarted" and "--disk-size" in found.advice
+        valkey.kill()
+        await eventually(lambda: after.index.state == "down")
+        assert (await explained(after, request("Else?", tenant=Tenant("new")))).kind == "redis_unavailable"
+
+
+async def test_another_tenant_hears_nothing_of_it() -> None:
+    async with service() as one:
+        await say(one, request("One?", tenant=Tenant("alice")))
+        asked = request("One?", tenant=Tenant("bob"))
+        assert await one.explain(asked) == await one.explain(replace(asked, tenant=Tenant("carol")))
+        assert (await explained(one, asked)).kind == "never_seen"
+
+
+async def test_a_reply_says_it_too() -> None:
+    async with service() as one:
+        await say(one, request("One?"))
+        generation = await one.start(request("Two?", wants_explanation=True))
+        generation.close()
+        assert generation.report.explanation is not None
+        assert generation.report.explanation.divergence is not None
+        assert generation.report.explanation.divergence.is_last_message
+
+
+async def test_explaining_runs_and_keeps_nothing() -> None:
+    async with service() as one:
+        await asyncio.gather(*(one.explain(request(f"{number}?")) for number in range(5)))
+        stats = one.stats()
+        assert (stats.num_steps, stats.kv_cache_cached, stats.prompt_tokens) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "kind"),
+    [
+        ("2026-11-24. You", "2026-11-23. You", "a date or time"),
+        ("Sunday. You", "Tuesday. You", "a date"),
+        ("a1b2c3d4-0000-4000-8000-000000000001 x", "ffffffff-0000-4000-8000-000000000001 x", "a UUID"),
+        ("42 users", "43 users", "a number"),
+        ("the same 42", "the same 42", None),
+        ("words", "other words", None),
+    ],
+)
+def test_what_tends_to_change(now: str, then: str, kind: str | None) -> None:
+    assert volatile(now, then) == kind
+
+
+@given(now=st.text(max_size=60), then=st.text(max_size=60))
+def test_advice_never_fails(now: str, then: str) -> None:
+    volatile(now, then)

@@ -1,0 +1,196 @@
+"""Replies: what fits a text, what is kept and for whom, and that a bad record is no record."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sessions.conversation import Conversation, Turn, canonical, turn_keys
+from sessions.detokenizer import StopStrings, TextStream
+from sessions.hashing import HashChain
+from sessions.replies import Opening, Replies, Said
+from sessions.tokenizer import Tokenizer
+from sessions.types import BlockHash, Message
+from tests.fakes import byte_tokenizer
+
+ROOT = BlockHash(b"r" * 16)
+
+
+class DictShelf:
+    """A shelf that a test can look into and spoil."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.num_fetches = 0
+
+    async def fetch_replies(self, root: BlockHash, keys: Sequence[bytes]) -> list[bytes | None] | None:
+        assert root == ROOT
+        self.num_fetches += 1
+        return [self.records.get(key) for key in keys]
+
+    def keep_reply(self, root: BlockHash, key: bytes, record: bytes) -> None:
+        assert root == ROOT
+        self.records[key] = record
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def shelf() -> DictShelf:
+    return DictShelf()
+
+
+def make(tokenizer: Tokenizer, shelf: DictShelf, **more: Any) -> Replies:
+    return Replies(tokenizer.decode, tokenizer.control_ids, shelf, **more)
+
+
+def conversation(*contents: str) -> Conversation:
+    roles = ("user", "assistant")
+    return canonical([Message(roles[at % 2], content) for at, content in enumerate(contents)], ())
+
+
+def say(replies: Replies, tokenizer: Tokenizer, asked: Conversation, ids: list[int], *, is_whole: bool = True) -> Said:
+    """As the service does it for a client that was sent all of the text."""
+    *_, key = turn_keys(ROOT, asked)
+    opening = Opening(ROOT, key, asked, "prompt ", [1, 2, 3], HashChain(ROOT, 4), 0)
+    opening.chain.extend([1, 2, 3])
+    (said,) = replies.begin(opening, 1)
+    said.ids += ids
+    stream = TextStream(tokenizer.decode, StopStrings(()), tokenizer.code_point_endings)
+    said.pieces += [stream.decode(ids), stream.flush()]
+    replies.end(opening, said, is_whole=is_whole, is_first=True)
+    return said
+
+
+async def found(replies: Replies, asked: Conversation) -> dict[int, tuple[list[int], int]]:
+    spliced = await replies.find(ROOT, asked, list(turn_keys(ROOT, asked)))
+    return {at: (list(hit.ids), hit.num_chars) for at, hit in spliced.items()}
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [int(token) for token in tokenizer.encode_text(text, scope="")]
+
+
+@given(data=st.data(), ids=st.lists(st.integers(0, 257), min_size=1, max_size=40))
+def test_what_fits_decodes_to_a_beginning_of_the_text(data: st.DataObject, ids: list[int]) -> None:
+    tokenizer = TOKENIZER
+    replies = make(tokenizer, DictShelf())
+    stream = TextStream(tokenizer.decode, StopStrings(()), tokenizer.code_point_endings)
+    text = stream.decode(ids) + stream.flush()
+    cut = text[: data.draw(st.integers(0, len(text)))]
+    fit = replies.fitting(ids, cut)
+    if fit is None:
+        return
+    assert list(fit.ids) == ids[: len(fit.ids)]
+    assert cut[: fit.num_chars] == tokenizer.decode(fit.ids)
+
+
+@given(text=st.text(min_size=1, max_size=30), more=st.text(max_size=10))
+def test_valid_text_fits_whole_and_any_beginning_to_the_character(text: str, more: str) -> None:
+    tokenizer = TOKENIZER
+    replies = make(tokenizer, DictShelf())
+    ids = ids_of(tokenizer, text + more)
+    fit = replies.fitting(ids, text)
+    assert fit is not None and fit.num_chars == len(text) and list(fit.ids) == ids_of(tokenizer, text)
+
+
+TOKENIZER = byte_tokenizer()
+
+
+async def test_the_shelf_has_it_for_a_replica_that_never_said_it(tokenizer: Tokenizer, shelf: DictShelf) -> None:
+    ids = [200, 10, 65, 300 - 65]
+    said = say(make(tokenizer, shelf), tokenizer, conversation("Hi?"), ids)
+    asked = conversation("Hi?", said.text, "And?")
+    other = make(tokenizer, shelf)
+    assert await found(other, asked) == {1: (ids, len(said.text))}
+    assert await found(other, asked) == {1: (ids, len(said.text))}
+    assert shelf.num_fetches == 1
+    assert await found(make(tokenizer, DictShelf()), asked) == {}
+
+
+async def test_what_came_before_is_part_of_the_key(tokenizer: Tokenizer, shelf: DictShelf) -> None:
+    replies = make(tokenizer, shelf)
+    said = say(replies, tokenizer, conversation("Hi?"), [200, 65])
+    assert await found(replies, conversation("Hi!", said.text, "And?")) == {}
+    tools_changed = canonical([Message("user", "Hi?"), Message("assistant", said.text)], ())
+    tools_changed.schemas.append({"type": "function", "function": {"name": "f"}})
+    assert await found(replies, tools_changed) == {}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"\xc1",
+        b"\x93\x01\x02",
+        msgpack.packb([2, b"\0\0\0\0"]),
+        msgpack.packb([1, b"odd"]),
+        msgpack.packb([1, "text"]),
+        msgpack.packb(7),
+        msgpack.packb([1, (65).to_bytes(4, "little")]),  # says something else
+        msgpack.packb([1, (70_000).to_bytes(4, "little")]),  # no token of ours
+        msgpack.packb([1, (257).to_bytes(4, "little") + (200).to_bytes(4, "little")]),  # a control token
+    ],
+)
+async def test_a_record_that_is_not_believed(tokenizer: Tokenizer, shelf: DictShelf, record: bytes) -> None:
+    asked = conversation("Hi?", tokenizer.decode([200]), "And?")
+    shelf.records = dict.fromkeys(turn_keys(ROOT, asked), record)
+    assert await found(make(tokenizer, shelf), asked) == {}
+
+
+async def test_control_tokens_that_the_model_wrote_stay_in_this_process(tokenizer: Tokenizer, shelf: DictShelf) -> None:
+    replies = make(tokenizer, shelf)
+    said = say(replies, tokenizer, conversation("Hi?"), [65, 257, 66])
+    assert await found(replies, conversation("Hi?", said.text)) == {1: ([65, 257, 66], 2)}
+    assert not shelf.records
+
+
+async def test_the_best_of_what_was_cut_off_and_what_still_runs(tokenizer: Tokenizer, shelf: DictShelf) -> None:
+    replies = make(tokenizer, shelf)
+    asked = conversation("Hi?")
+    say(replies, tokenizer, asked, ids_of(tokenizer, "A cut reply"), is_whole=False)
+    *_, key = turn_keys(ROOT, asked)
+    opening = Opening(ROOT, key, asked, None, [1], HashChain(ROOT, 4), 0)
+    (running,) = replies.begin(opening, 1)
+    running.ids += ids_of(tokenizer, "A running")
+    assert await found(replies, conversation("Hi?", "A cut")) == {1: (ids_of(tokenizer, "A cut"), 5)}
+    assert await found(replies, conversation("Hi?", "A run")) == {1: (ids_of(tokenizer, "A run"), 5)}
+    replies.end(opening, running, is_whole=False, is_first=True)
+
+
+def test_a_transcript_is_found_by_the_whole_conversation_only(tokenizer: Tokenizer, shelf: DictShelf) -> None:
+    replies = make(tokenizer, shelf)
+    said = say(replies, tokenizer, conversation("Hi?"), ids_of(tokenizer, "Hello."))
+    kept = replies.transcript(ROOT, conversation("Hi?", said.text, "And?"))
+    assert kept is not None
+    assert list(kept.known.ids) == [1, 2, 3, *said.ids]
+    chain = HashChain(ROOT, 4)
+    chain.extend([1, 2, 3, *said.ids])
+    assert (kept.chain.hashes, kept.chain.num_tokens) == (chain.hashes, 3 + len(said.ids))
+    assert replies.transcript(ROOT, conversation("Hi!", said.text, "And?")) is None
+    assert replies.transcript(BlockHash(b"x" * 16), conversation("Hi?", said.text, "And?")) is None
+    edited = conversation("Hi?", said.text, "And?")
+    edited.schemas.append({"type": "function"})
+    assert replies.transcript(ROOT, edited) is None
+
+
+async def test_lenient_takes_a_reply_whose_ends_were_stripped(tokenizer: Tokenizer, shelf: DictShelf) -> None:
+    ids = ids_of(tokenizer, " Hello.\n")
+    for is_lenient in (False, True):
+        replies = make(tokenizer, DictShelf(), is_lenient=is_lenient)
+        say(replies, tokenizer, conversation("Hi?"), ids)
+        asked = replies.seen(conversation("Hi?", "Hello.", "And?"))
+        assert await found(replies, asked) == ({1: (ids, 6)} if is_lenient else {})
+        assert (replies.transcript(ROOT, asked) is not None) == is_lenient
+
+
+def test_turns_with_equal_joins_have_different_keys() -> None:
+    texts = [Turn("user", "ab", "c"), Turn("user", "a", "bc"), Turn("user", "abc"), Turn("usera", "bc")]
+    keys = [list(turn_keys(ROOT, Conversation((turn,), (0,), [])))[1] for turn in texts]
+    assert len(set(keys)) == len(texts)
