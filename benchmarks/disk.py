@@ -10,9 +10,12 @@ import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import click
 import structlog
@@ -23,6 +26,7 @@ from sessions.service import ChatService
 from sessions.startup import ServiceOptions, open_service
 from sessions.types import ChatRequest, Message, SamplingParams, Usage
 
+T = TypeVar("T")
 LENGTHS = (100, 250, 500, 1000, 2000)
 """Words of a prompt, which are about as many tokens."""
 NUM_STREAM_TOKENS = 100
@@ -80,45 +84,85 @@ def own_cache_dir(folder: Path) -> Path:
     return folder
 
 
-async def first_tokens(cache_dir: Path) -> None:
-    cold: dict[int, float] = {}
-    warm: dict[int, float] = {}
+class Measured(NamedTuple):
+    """Of one process. seconds, usage: per length, of the first time a prompt came; again: of the second."""
+
+    seconds: dict[int, float]
+    usage: dict[int, Usage]
+    again: dict[int, float]
+    prefill_tokens_per_s: float
+    bytes_per_token: float
+
+
+async def first_tokens(cache_dir: Path) -> Measured:
+    seconds: dict[int, float] = {}
+    usage: dict[int, Usage] = {}
+    again: dict[int, float] = {}
     async with opened(cache_dir, "8GiB") as service:
-        await time_to_first_token(service, prompt("warm-up", 50))
+        await time_to_first_token(service, prompt("warm-up", 300))
+        await time_to_first_token(service, prompt("warm-up", 300))
         for length in LENGTHS:
-            cold[length], _ = await time_to_first_token(service, prompt(f"measured {length}", length))
-            warm[length], _ = await time_to_first_token(service, prompt(f"measured {length}", length))
+            request = prompt(f"measured {length}", length)
+            seconds[length], usage[length] = await time_to_first_token(service, request)
+            again[length], _ = await time_to_first_token(service, request)
         prefill_rate = service.engine.scheduler.prefill_rate.value or 0.0
-    print(f"{'prompt':>8} {'cold':>9} {'from disk':>10} {'in pool':>9} {'cold/disk':>10}")
-    async with opened(cache_dir, "8GiB") as service:
-        await time_to_first_token(service, prompt("warm-up", 50))
-        stats = service.stats()
-        bytes_per_token = stats.disk_bytes / (stats.disk_blocks * 16)
-        num_loaded, load_s = 0, 0.0
-        for length in LENGTHS:
-            disk, usage = await time_to_first_token(service, prompt(f"measured {length}", length))
-            num_loaded, load_s = num_loaded + usage.restored_tokens, load_s + disk - warm[length]
-            print(
-                f"{usage.prompt_tokens:>8} {cold[length] * 1e3:>6.0f} ms {disk * 1e3:>7.0f} ms "
-                f"{warm[length] * 1e3:>6.0f} ms {cold[length] / disk:>9.1f}x   {usage.restored_tokens} restored"
-            )
-    loaded_per_s = num_loaded * bytes_per_token / load_s
-    break_even = prefill_rate * bytes_per_token
-    print(f"prefill {prefill_rate:,.0f} tokens/s; loads {loaded_per_s / 1e6:,.0f} MB/s, all but the warm step counted")
+    stats = service.stats()
+    return Measured(seconds, usage, again, prefill_rate, stats.disk_bytes / (stats.disk_blocks * 16))
+
+
+async def stream_beside(cache_dir: Path, disk_size: str, name: str) -> tuple[list[float], int]:
+    """(inter-token latencies, blocks written meanwhile)."""
+    async with opened(cache_dir, disk_size) as service:
+        await time_to_first_token(service, prompt("warm-up", 300))
+        latencies = await inter_token_latencies(service, name)
+        return latencies, service.stats().disk_written_blocks
+
+
+def run(function: Callable[..., Coroutine[None, None, T]], *arguments: object) -> T:
+    return asyncio.run(function(*arguments))
+
+
+def in_a_process(function: Callable[..., Coroutine[None, None, T]], *arguments: object) -> T:
+    """Each service in its own: torch's threads of one that has ended would slow the next."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=be_quiet) as process:
+        return process.submit(run, function, *arguments).result()
+
+
+def be_quiet() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+
+
+def compare_first_tokens(cache_dir: Path) -> None:
+    cold = in_a_process(first_tokens, cache_dir)
+    restarted = in_a_process(first_tokens, cache_dir)
+    print(f"{'prompt':>8} {'cold':>9} {'from disk':>10} {'in pool':>9} {'cold/disk':>10}   restored")
+    for length in LENGTHS:
+        usage, disk = restarted.usage[length], restarted.seconds[length]
+        print(
+            f"{usage.prompt_tokens:>8} {cold.seconds[length] * 1e3:>6.0f} ms {disk * 1e3:>7.0f} ms "
+            f"{cold.again[length] * 1e3:>6.0f} ms {cold.seconds[length] / disk:>9.1f}x   {usage.restored_tokens}"
+        )
+    load_s = sum(restarted.seconds[length] - cold.again[length] for length in LENGTHS)
+    num_bytes = sum(usage.restored_tokens for usage in restarted.usage.values()) * cold.bytes_per_token
+    prefill, kib = cold.prefill_tokens_per_s, cold.bytes_per_token / 1024
     print(
-        f"loading pays from {break_even / 1e6:,.0f} MB/s on: {bytes_per_token / 1024:.1f} KiB a token at that prefill"
+        f"loads {num_bytes / load_s / 1e6:,.0f} MB/s, all that a prompt costs more from disk than in the pool counted"
+    )
+    print(
+        f"crossover: at {prefill:,.0f} prefilled tokens/s and {kib:.1f} KiB a token, loading pays from "
+        f"{prefill * kib * 1024 / 1e6:,.0f} MB/s on"
     )
 
 
-async def stream_beside_writes(cache_dir: Path) -> None:
-    latencies: dict[str, list[float]] = {"off": [], "on": []}
-    written = 0
-    async with opened(cache_dir, "0") as off, opened(cache_dir, "8GiB") as on:
-        for number in range(NUM_ROUNDS):
-            for name, service in (("off", off), ("on", on)):
-                latencies[name] += await inter_token_latencies(service, f"{name} {number}")
-        written = on.stats().disk_written_blocks
-    print(f"\n{'disk':>8} {'ITL p50':>9} {'p90':>9} {'mean':>9}      {written} blocks written meanwhile")
+def compare_streams(cache_dir: Path) -> None:
+    latencies: dict[str, list[float]] = {"0": [], "8GiB": []}
+    num_written = 0
+    for number in range(NUM_ROUNDS):
+        for disk_size in latencies:
+            found, written = in_a_process(stream_beside, cache_dir, disk_size, f"{disk_size} {number}")
+            latencies[disk_size] += found
+            num_written += written
+    print(f"\n{'disk':>8} {'ITL p50':>9} {'p90':>9} {'mean':>9}      {num_written} blocks written meanwhile")
     for name, values in latencies.items():
         p90 = statistics.quantiles(values, n=10)[-1]
         figures = (statistics.median(values), p90, statistics.fmean(values))
@@ -128,11 +172,10 @@ async def stream_beside_writes(cache_dir: Path) -> None:
 @click.command()
 def main() -> None:
     """The default model over a folder of its own."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with tempfile.TemporaryDirectory() as folder:
         cache_dir = own_cache_dir(Path(folder))
-        asyncio.run(first_tokens(cache_dir))
-        asyncio.run(stream_beside_writes(cache_dir))
+        compare_first_tokens(cache_dir)
+        compare_streams(cache_dir)
 
 
 if __name__ == "__main__":

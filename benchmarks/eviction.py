@@ -7,6 +7,8 @@ trace's clock and without a model. Beside it, on the same trace and with as many
     LRU by leaf     the product's pool with all blocks on one level: a path's tail before its head, and nothing else
     clairvoyant     gives up the block whose next use is farthest away: no policy can do better
     infinite        never gives anything up
+
+The three references store a request when it ends; the pool also has to hold what running requests compute.
 """
 
 import heapq

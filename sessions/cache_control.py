@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeVar
 
+from sessions.conversation import Turn
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.holdings import Holding
 from sessions.engine.loop import Engine
@@ -30,6 +31,7 @@ T = TypeVar("T")
 MAX_COMPARED: Final = 256
 """Earlier prompts that an explanation looks at."""
 SNIPPET_TOKENS: Final = 24
+ALIKE_CHARS: Final = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +149,10 @@ class CacheControl:
         elsewhere = await self._index.lookup(root, hashes) if num_blocks < len(hashes) else None
         num_elsewhere = 0 if elsewhere is None else max(0, elsewhere.num_other_blocks - num_blocks - num_disk)
         held = max(in_pool.num_held, (num_blocks + num_disk) * size if num_disk else 0)
-        shared, then = self._closest(root, token_ids)
-        if shared <= in_pool.num_held:  # the pool knows prompts of which no transcript is left
-            then = in_pool.then if shared < in_pool.num_held else then or in_pool.then
-            shared = in_pool.num_held
+        is_alike, shared, then = self._closest(root, prompted)
+        if shared <= held:  # pool and disk know prompts of which no transcript is left
+            theirs = in_pool.then if held == in_pool.num_held else ()
+            shared, then = held, theirs if shared < held else then or theirs
         found = Findings(
             num_tokens=len(token_ids),
             tiers=TokensByTier(in_pool.num_held, held - in_pool.num_held, num_elsewhere * size),
@@ -158,6 +160,7 @@ class CacheControl:
             closest_ends=not then,
             tools_differ=self._tools_differ(root, prompted, shared),
             lost=_lost(in_pool.loss, time.monotonic()),
+            is_alike=is_alike,
             was_said_before=prompted.report.num_spliced > 0 and shared < LEAST_SHARED_TOKENS,
             index_is_down=self._index.state == "down",
         )
@@ -174,20 +177,21 @@ class CacheControl:
         then = self._pool.continuation(root, last, same, SNIPPET_TOKENS) if num_held >= LEAST_SHARED_TOKENS else ()
         return _InPool(num_held, loss, then)
 
-    def _closest(self, root: BlockHash, token_ids: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    def _closest(self, root: BlockHash, prompted: Prompted) -> tuple[bool, int, tuple[int, ...]]:
         """Of the caller's earlier prompts, with their replies, the one that shares most leading tokens with this one.
 
-        Returns how many, and what it goes on with.
+        Returns whether it is much the same conversation for all that, how many tokens, and what it goes on with.
         """
-        ours = array("I", token_ids).tobytes()
-        most = 0
+        ours, turns = array("I", prompted.token_ids).tobytes(), prompted.opening.conversation.turns
+        most = False, 0
         then: tuple[int, ...] = ()
         for transcript in islice(self._replies.recent(root), MAX_COMPARED):
             theirs = transcript.known.ids
             shared = _num_shared(ours, array("I", theirs).tobytes())
-            if shared > most:
-                most, then = shared, tuple(theirs[shared : shared + SNIPPET_TOKENS])
-        return most, then
+            found = shared < LEAST_SHARED_TOKENS and _are_alike(turns, transcript.turns), shared
+            if (found[1] >= LEAST_SHARED_TOKENS, *found) > (most[1] >= LEAST_SHARED_TOKENS, *most):
+                most, then = found, tuple(theirs[shared : shared + SNIPPET_TOKENS])
+        return *most, then
 
     def _tools_differ(self, root: BlockHash, prompted: Prompted, shared: int) -> bool:
         """Was the same conversation seen with other tools, so that it parts where they stand?"""
@@ -222,6 +226,12 @@ class CacheControl:
 
     async def _between_steps(self, function: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._engine.call(function))
+
+
+def _are_alike(ours: Sequence[Turn], theirs: Sequence[Turn]) -> bool:
+    """Do both begin with a message that ends the same? Then what differs, differs at its beginning."""
+    ends = ours[0].content[-ALIKE_CHARS:], theirs[0].content[-ALIKE_CHARS:]
+    return len(ends[0]) == ALIKE_CHARS and ends[0] == ends[1]
 
 
 def _num_shared(left: bytes, right: bytes) -> int:

@@ -89,15 +89,19 @@ class EmbeddedRedis:
     """The server of one folder. `start` and `stop` once each; neither raises.
 
     Makes `folder` (0700). Raises ValueError if its path is too long, OSError if it is open to others.
+    data: a folder in which the data outlives the server, written once a second; None: they go with it.
     """
 
-    def __init__(self, binary: Path, folder: Path) -> None:
+    def __init__(self, binary: Path, folder: Path, data: Path | None = None) -> None:
         self._binary = binary
         self._folder = folder
+        self._data = data
         self.socket_path = folder / "s.sock"
         if len(os.fsencode(self.socket_path)) >= MAX_SOCKET_PATH:
             raise ValueError(f"socket path is longer than {MAX_SOCKET_PATH - 1} bytes: {self.socket_path}")
         _make_private(folder)
+        if data is not None:
+            _make_private(data)
         self._child: subprocess.Popen[bytes] | None = None
         self._ready = threading.Event()
         self._stopping = threading.Event()
@@ -170,7 +174,9 @@ class EmbeddedRedis:
             time.sleep(0.005)
 
     def _spawn(self, lock_fd: int) -> subprocess.Popen[bytes]:
-        options = _SERVER_OPTIONS | {"--dir": str(self._folder), "--unixsocket": str(self.socket_path)}
+        options = _SERVER_OPTIONS | {"--dir": str(self._data or self._folder), "--unixsocket": str(self.socket_path)}
+        if self._data is not None:
+            options |= {"--appendonly": "yes", "--appendfsync": "everysec"}
         command = [str(self._binary), *itertools.chain.from_iterable(options.items())]
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _TIE_TO_PARENT, str(os.getpid()), *command]

@@ -51,6 +51,7 @@ class Findings:
 
     reusable: all but the last, whose logits are needed. shared: with the closest earlier prompt of the caller's.
     closest_ends: there is nothing of the closest after `shared`. tools_differ: from the closest's.
+    is_alike: the closest is much the same conversation, though they part at the very beginning.
     was_said_before: replies in it are known from outside this process. index_is_down: others could not be asked.
     """
 
@@ -59,6 +60,7 @@ class Findings:
     shared: int
     closest_ends: bool
     tools_differ: bool
+    is_alike: bool
     lost: Lost | None
     was_said_before: bool
     index_is_down: bool
@@ -80,7 +82,7 @@ def classify(found: Findings) -> MissClass:
         return "hit"
     if found.tools_differ:
         return "tools_changed"
-    if found.shared >= LEAST_SHARED_TOKENS:
+    if found.shared >= LEAST_SHARED_TOKENS or found.is_alike:
         return "diverged"
     if found.was_said_before:
         return "restarted"

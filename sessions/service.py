@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from sessions.admission import Admission
@@ -45,12 +46,14 @@ class IndexOptions:
     """Which Redis, if any, and for how long it may be waited for.
 
     client: the index client's other numbers; its `timeout_s` is `timeout_ms`.
+    data: where an embedded server's data outlive it; None: nowhere.
     """
 
     mode: Literal["auto", "redis", "embedded", "off"] = "off"
     redis_url: str = ""
     timeout_ms: int = 50
     client: IndexSettings = field(default_factory=IndexSettings)
+    data: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class ChatService:
             fleet=fleet,
             resync_source=self._leaf_chains,
             settings=replace(parts.index.client, timeout_s=parts.index.timeout_ms / 1000),
+            data=parts.index.data,
         )
         self._disk = self._open_disk_tier(parts.disk, fleet) if parts.disk else None
         self._replies = Replies(

@@ -115,9 +115,7 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         root_fields=_root_fields(options, folder, loaded, tokenizer),
         secret=server_secret(options.secret, options.cache_dir),
         max_num_waiting=options.max_num_waiting,
-        index=IndexOptions(
-            options.index, options.redis_url, options.redis_timeout_ms, IndexSettings(reply_ttl_s=options.reply_ttl_s)
-        ),
+        index=_index_options(options),
         stable_first=options.stable_first,
         splice_stripped=options.splice_stripped,
         bytes_per_token=cache.block_bytes // cache.block_size,
@@ -160,6 +158,13 @@ def _open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
         "KV pool ready", tokens=num_blocks * options.block_size, blocks=num_blocks, kib_per_token=token_bytes / 1024
     )
     return KVCache(loaded.layers, num_blocks, options.block_size, loaded.kv_dtype, loaded.device)
+
+
+def _index_options(options: ServiceOptions) -> IndexOptions:
+    """What is on disk is of use to a conversation whose replies are known: then an embedded Redis keeps its data."""
+    data = options.cache_dir / "redis" if parse_disk_size(options.disk_size) else None
+    client = IndexSettings(reply_ttl_s=options.reply_ttl_s)
+    return IndexOptions(options.index, options.redis_url, options.redis_timeout_ms, client, data)
 
 
 def _disk_options(options: ServiceOptions, cache: "KVCache") -> DiskOptions | None:

@@ -153,7 +153,7 @@ class BlockPool:
         Returns the level of what the request adds. Where the next block was lost, a session has come back for it.
         """
         end = len(match.blocks)
-        has_lost = end < len(hashes) and self._losses.get(hashes[end]) is not None
+        has_lost = end < len(hashes) and hashes[end] in self._losses
         level = raise_reused(match.blocks[-1]) if match.blocks else ONE_SHOT
         return max(level, CONTINUED) if has_lost else level
 
@@ -239,7 +239,7 @@ class BlockPool:
         """Lose a registered leaf, and remember that it is lost if it was full."""
         if block.block_hash is not None:
             age_s = now - block.last_used_at if block.ref_count == 0 else 0.0
-            self._losses.record(block.block_hash, Loss(reason, now, age_s))
+            self._losses.record(block.block_hash, reason, now, age_s)
             self._removed.append(block.block_hash)
         self._unregister(block)
 
@@ -247,7 +247,8 @@ class BlockPool:
         """Nothing finds the block any more; it is empty unless it is held."""
         if block.ref_count == 0:
             self._idle.empty(block)
-        self._idle.budgets.unregistered(block)
+        if self._idle.budgets.by_owner:
+            self._idle.budgets.unregistered(block)
         self._tree.remove(block)
         block.owner, block.level = None, ONE_SHOT
 
@@ -313,7 +314,8 @@ class BlockPool:
                 self._unregister(other)
         self._tree.add(block, root, parent, token_ids)
         block.owner = owner if parent is None or parent.owner is None else parent.owner
-        self._idle.budgets.registered(block)
+        if self._idle.budgets.by_owner:
+            self._idle.budgets.registered(block)
 
     def _abandon(self, block: Block) -> None:
         """Its holder takes a twin in place of it."""

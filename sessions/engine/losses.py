@@ -29,17 +29,21 @@ class Losses:
     __slots__ = ("_by_hash",)
 
     def __init__(self) -> None:
-        self._by_hash: OrderedDict[BlockHash, Loss] = OrderedDict()
+        self._by_hash: OrderedDict[BlockHash, tuple[LossReason, float, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_hash)
 
     def get(self, block_hash: BlockHash) -> Loss | None:
-        return self._by_hash.get(block_hash)
+        loss = self._by_hash.get(block_hash)
+        return None if loss is None else Loss(*loss)
 
-    def record(self, block_hash: BlockHash, loss: Loss) -> None:
-        """`block_hash` was stored until now."""
-        self._by_hash[block_hash] = loss
+    def __contains__(self, block_hash: BlockHash) -> bool:
+        return block_hash in self._by_hash
+
+    def record(self, block_hash: BlockHash, reason: LossReason, at: float, age_s: float) -> None:
+        """`block_hash` was stored until now. A plain tuple, because this is on every eviction's way."""
+        self._by_hash[block_hash] = (reason, at, age_s)
         if len(self._by_hash) > MAX_LOSSES:
             self._by_hash.popitem(last=False)
 

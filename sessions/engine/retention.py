@@ -98,10 +98,12 @@ def raise_reused(last: Block) -> int:
 class FreeQueues:
     """Unreferenced blocks, a queue per level. A block's level must not change while it is in here."""
 
-    __slots__ = ("_queues",)
+    __slots__ = ("_below_kept", "_kept", "_queues")
 
     def __init__(self) -> None:
         self._queues: tuple[OrderedDict[Block, None], ...] = tuple(OrderedDict() for _ in TTL_S)
+        self._below_kept = tuple(zip(self._queues[:KEPT], TTL_S[:KEPT], HASTE, strict=True))
+        self._kept = tuple(zip(self._queues[KEPT:], KEPT_TTL_S, strict=True))
 
     def __len__(self) -> int:
         return sum(map(len, self._queues))
@@ -125,19 +127,20 @@ class FreeQueues:
         """
         chosen: Block | None = None
         most_age = -1.0
-        for level, queue in enumerate(self._queues):
-            if not queue:
-                continue
-            head = next(iter(queue))
-            age = now - head.last_used_at
-            if age > TTL_S[level]:
-                return head, True
-            if level < KEPT:
-                age *= HASTE[level]
-                if age > most_age:
-                    chosen, most_age = head, age
-            elif chosen is None:
-                chosen = head
+        for queue, ttl_s, haste in self._below_kept:
+            if queue:
+                head = next(iter(queue))
+                age = now - head.last_used_at
+                if age > ttl_s:
+                    return head, True
+                if age * haste > most_age:
+                    chosen, most_age = head, age * haste
+        for queue, ttl_s in self._kept:
+            if queue:
+                head = next(iter(queue))
+                if now - head.last_used_at > ttl_s:
+                    return head, True
+                chosen = chosen or head
         assert chosen is not None, "nothing is free"
         return chosen, False
 

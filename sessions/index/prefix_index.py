@@ -7,6 +7,7 @@ or waits because of Redis; the only call that takes time is `await lookup`, at m
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import structlog
@@ -197,8 +198,11 @@ def open_index(
     resync_source: ResyncSource,
     replica: Replica | None = None,
     settings: IndexSettings | None = None,
+    data: Path | None = None,
 ) -> PrefixIndex:
     """The index an operator asked for, not started. `auto`: the URL's server, else an embedded one, else off.
+
+    data: where an embedded server keeps its data; None: it does not.
 
     Raises ValueError for a mode or URL that cannot be meant. An embedded server that cannot be had is off,
     logged.
@@ -207,20 +211,20 @@ def open_index(
     if mode == "redis" and redis_url is None:
         raise ValueError("index mode 'redis' needs a Redis URL")
     if mode == "embedded" or (mode == "auto" and redis_url is None):
-        embedded = _embedded_server()
+        embedded = _embedded_server(data)
     url = redis_url if mode in ("auto", "redis") else None
     return PrefixIndex(
         url, fleet=fleet, resync_source=resync_source, replica=replica, settings=settings, embedded=embedded
     )
 
 
-def _embedded_server() -> EmbeddedRedis | None:
+def _embedded_server(data: Path | None) -> EmbeddedRedis | None:
     binary = find_server()
     if binary is None:
         log.info("index is off: no Redis URL, and no valkey-server to start")
         return None
     try:
-        return EmbeddedRedis(binary, runtime_folder())
+        return EmbeddedRedis(binary, runtime_folder(), data)
     except (OSError, ValueError) as error:
         log.warning("index is off: no private folder for the embedded server", error=str(error))
         return None

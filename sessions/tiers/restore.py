@@ -30,8 +30,6 @@ MAX_BYTES_IN_FLIGHT = 512 * 2**20
 LONGEST_WAIT_S = 5.0
 """A disk that has not answered by then (a network folder that hangs) is not waited for."""
 
-Key = tuple[BlockHash, int]
-
 
 class Restorer:
     """prefill_rate: tokens per second that the engine computes of prompts; None while nobody knows."""
@@ -43,7 +41,7 @@ class Restorer:
         self._store = store
         self._prefill_rate = prefill_rate
         self._executor = ThreadPoolExecutor(1, "anaphora-disk-read")
-        self._loading: dict[Key, asyncio.Future[Payload | None]] = {}
+        self._loading: dict[tuple[Entry, ...], asyncio.Future[Payload | None]] = {}
         self._is_closed = False
         self._num_bytes_queued = 0
         self._num_bytes_in_flight = 0
@@ -75,7 +73,7 @@ class Restorer:
         return tuple(restored)
 
     def close(self) -> None:
-        """Event loop too."""
+        """What waits is not read any more, and nothing new is. Any thread."""
         self._is_closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
@@ -94,22 +92,21 @@ class Restorer:
         """One read, shared by all who want the same blocks while it goes on."""
         form = self._store.form
         hashes = piece.segment.hashes[piece.first : piece.first + piece.num_blocks]
-        key = (hashes[0], piece.num_blocks)
-        if key in self._loading:
-            return self._loading[key]
         size = form.block_size
-        expected = [
+        expected = tuple(
             Entry(block_hash, token_bytes(token_ids[position * size : (position + 1) * size]))
             for position, block_hash in enumerate(hashes, piece.position)
-        ]
+        )
+        if expected in self._loading:
+            return self._loading[expected]
         num_bytes = piece.num_blocks * form.stride
         self._num_bytes_queued += num_bytes
         self._num_bytes_in_flight += num_bytes
         load = asyncio.get_running_loop().run_in_executor(self._executor, self._read, piece, expected)
-        self._loading[key] = load
+        self._loading[expected] = load
 
         def ended(_: object) -> None:
-            del self._loading[key]
+            del self._loading[expected]
             self._num_bytes_queued -= num_bytes
 
         load.add_done_callback(ended)

@@ -68,7 +68,7 @@ def test_warming_computes_once_and_the_chat_pays_for_its_question_only() -> None
 
 
 def test_what_is_pinned_outlives_what_would_push_it_out() -> None:
-    with tenants({"num_blocks": 64}) as (alice, _, server):
+    with tenants({"num_blocks": 64, "max_model_len": 480}) as (alice, _, server):
         warmed = alice.post("warm", SYSTEM)
         pinned = alice.post("pin", SYSTEM)["tokens"]
         assert warmed["prompt_tokens"] - 16 < pinned <= warmed["prompt_tokens"]
@@ -85,7 +85,7 @@ def test_what_is_pinned_outlives_what_would_push_it_out() -> None:
 
 
 def test_pinning_has_a_limit() -> None:
-    with tenants({"num_blocks": 32}) as (alice, _, _):
+    with tenants({"num_blocks": 32, "max_model_len": 400}) as (alice, _, _):
         long = question("long " * 70)
         alice.post("warm", long)
         with pytest.raises(APIStatusError) as refusal:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sessions.explain import volatile
 from sessions.service import ChatService, IndexOptions
+from sessions.tokenizer import Tokenizer
 from sessions.types import ChatRequest, Explanation, Message, SamplingParams, Tenant, Tool
-from tests.fakes import open_fake_service
+from tests.fakes import byte_tokenizer, open_fake_service
 from tests.integration.index.index_servers import ValkeyServer, eventually
 
 SYSTEM = "You are the assistant of a library. Today is Tuesday. " + "Books are lent for four weeks. " * 8
@@ -93,6 +94,28 @@ async def test_one_character_anywhere(offset: int) -> None:
         edited = SYSTEM[:offset] + "#" + SYSTEM[offset + 1 :]
         where = (await explained(one, request("One?", system=edited))).divergence
         assert where is not None and (where.param, where.offset) == ("messages[0].content", offset)
+
+
+async def test_a_date_before_everything() -> None:
+    async with service(tokenizer=tiny_template()) as one:
+        await say(one, request("One?", system="1923. " + SYSTEM))
+        found = await explained(one, request("One?", system="1824. " + SYSTEM))
+        assert found.kind == "diverged" and found.divergence is not None
+        assert found.divergence.param == "messages[0].content" and found.divergence.offset == 1
+        assert found.tiers.pool == 2 and "A number at character 1" in found.advice
+        assert (await explained(one, request("One?", system="1026 other words."))).kind == "never_seen"
+
+
+def tiny_template() -> Tokenizer:
+    """ChatML without its words: no two prompts share more than one token of the template's."""
+    tokenizer = byte_tokenizer()
+
+    def apply(messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool) -> str:
+        text = "".join("<|im_start|>" + message["content"] + "<|im_end|>" for message in messages)
+        return text + ("<|im_start|>" if add_generation_prompt else "")
+
+    tokenizer.template = replace(tokenizer.template, apply=apply)
+    return tokenizer
 
 
 async def test_diverged_in_an_edited_reply() -> None:

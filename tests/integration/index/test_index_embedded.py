@@ -219,3 +219,19 @@ async def test_stopping_an_index_whose_server_is_frozen_is_bounded(
     await asyncio.to_thread(index.stop, 0.5)
     assert time.monotonic() - started_at < 1.2
     assert server.pid is None
+
+
+def test_with_a_data_folder_what_was_written_outlives_a_killed_server(tmp_path: Path) -> None:
+    binary = find_server()
+    assert binary is not None
+    for expected in (None, b"kept"):
+        server = EmbeddedRedis(binary, tmp_path / "run", tmp_path / "data")
+        server.start()
+        assert server.wait_ready(5)
+        with redis.Redis.from_url(server.url) as client:
+            assert client.get("reply") == expected
+            client.set("reply", b"kept")
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        server.stop(5)
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0

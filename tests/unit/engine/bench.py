@@ -21,7 +21,8 @@ class Bench:
         self.config = EngineConfig(
             **{"block_size": 4, "num_blocks": 32, "max_num_batched_tokens": 16, "max_num_seqs": 8} | config
         )
-        self.scheduler = Scheduler(self.config, BlockPool(self.config.num_blocks, self.config.block_size))
+        pool = BlockPool(self.config.num_blocks, self.config.block_size, self.config.max_pinned_blocks)
+        self.scheduler = Scheduler(self.config, pool)
         self.runner = FakeRunner(self.config.num_blocks, self.config.block_size, VOCABULARY)
         self.requests: list[Request] = []
 

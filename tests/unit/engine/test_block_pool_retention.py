@@ -187,6 +187,17 @@ def test_a_held_block_can_be_pinned_and_unpinned() -> None:
     pool.check_integrity()
 
 
+def test_an_unpinned_path_counts_as_used_when_it_is_unpinned() -> None:
+    pool = make_pool(8)
+    serve(pool, A, now=0)
+    pool.pin(ROOT, hashes_of(pool, A))
+    serve(pool, B, now=5)
+    pool.unpin(ROOT, hashes_of(pool, A), 10)
+    pool.check_integrity()
+    lose(pool, 6, 11)
+    assert (matched(pool, A), matched(pool, B)) == (4, 0)
+
+
 def test_pins_are_bounded() -> None:
     pool = make_pool(6)
     serve(pool, A, now=0)
@@ -307,6 +318,6 @@ def test_losses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = Losses()
     names = [BlockHash(bytes([index]) * 16) for index in range(5)]
     for name in names:
-        ring.record(name, Loss("evicted", 0, 0))
+        ring.record(name, "evicted", 0, 0)
     assert [ring.get(name) is not None for name in names] == [False, False, True, True, True]
     assert len(ring) == 3

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -99,7 +98,10 @@ async def test_a_disk_that_hangs_is_not_waited_for(
     restored = await restorer.restore(ROOT, PROMPT, HASHES, 0)
     assert restored[-1].end == CAPACITY, "what came before is used"
     assert await restorer.restore(ROOT, PROMPT, HASHES, CAPACITY) == ()
-    threading.Thread(target=lambda: os.close(os.open(path, os.O_WRONLY))).start()
+    os.close(await asyncio.to_thread(os.open, path, os.O_WRONLY))
+    async with asyncio.timeout(20):
+        while restorer._loading:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def test_a_file_that_cannot_be_read_is_a_miss(restorer: Restorer, tmp_path: Path) -> None:
