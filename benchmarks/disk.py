@@ -29,7 +29,7 @@ from sessions.types import ChatRequest, Message, SamplingParams, Usage
 T = TypeVar("T")
 LENGTHS = (100, 250, 500, 1000, 2000)
 """Words of a prompt, which are about as many tokens."""
-NUM_STREAM_TOKENS = 100
+NUM_STREAM_TOKENS = 40
 NUM_ROUNDS = 3
 
 

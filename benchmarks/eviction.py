@@ -196,7 +196,7 @@ def main(seeds: int, share: float, calls: int, quick: bool) -> None:
     with measuring(f"eviction: a pool of {share:.0%} of what {calls} requests leave behind, {seeds} traces a row"):
         rows = []
         for name, shape in shapes.items():
-            traces = [hashed(make_trace(seed, shape)) for seed in range(seeds)]
+            traces = (hashed(make_trace(seed, shape)) for seed in range(seeds))
             rates = [hit_rates(trace, int(footprint(trace) * share)) for trace in traces]
             policies = list(rates[0])
             gains = sum(rate["this pool"] > rate["LRU by leaf"] for rate in rates)

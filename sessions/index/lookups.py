@@ -80,6 +80,7 @@ class Lookups:
     async def ask(self, root: BlockHash, chain: Sequence[BlockHash]) -> Match | None:
         """What the trie knows of `chain`; None when it was not asked, did not answer in time, or failed."""
         ttl_s = self._settings.ttl_s if self.num_asked % RENEW_EVERY == 0 else 0
+        self.num_asked += 1
         asked = tuple(chain)
         return await self._within_budget(lambda: self._trie.lookup(namespace_of(root), asked, ttl_s=ttl_s))
 
@@ -110,7 +111,6 @@ class Lookups:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(settle, result)
 
-        self.num_asked += 1
         self._calls.put(_Call(run, time.monotonic() + self._settings.timeout_s, answer))
         done, _ = await asyncio.wait({answered}, timeout=self._settings.timeout_s)
         result = answered.result() if done else None
