@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sessions.hashing import MIN_SECRET_BYTES
-from sessions.pool_size import parse_disk_size, parse_pool_size
+from sessions.pool_size import parse_budgets, parse_disk_size, parse_pool_size
 
 ENV_PREFIX = "ANAPHORA_"
 
@@ -113,6 +113,10 @@ class Settings(BaseSettings):
         False,
         description="Leading system parts marked with `prompt_cache_breakpoint` go before unmarked ones.",
     )
+    cache_budgets: str = Field(
+        "",
+        description="Most bytes of the pool that a tenant's cache keeps, as `tenant=2GiB,tenant=1GiB`; none: no bound.",
+    )
     splice_stripped: bool = Field(
         False,
         description="A reply that comes back without the whitespace at its ends is still taken as it was generated.",
@@ -187,6 +191,12 @@ class Settings(BaseSettings):
     @classmethod
     def _disk_size_parses(cls, text: str) -> str:
         parse_disk_size(text)
+        return text
+
+    @field_validator("cache_budgets")
+    @classmethod
+    def _cache_budgets_parse(cls, text: str) -> str:
+        parse_budgets(text)
         return text
 
     @field_validator("api_keys")

@@ -47,6 +47,18 @@ def parse_pool_size(text: str) -> PoolSize:
     raise ValueError(f"{text!r} is not a pool size: {_HINT}")
 
 
+def parse_budgets(text: str) -> dict[str, int]:
+    """Bytes by tenant, as "alice=2GiB,bob=512MiB". Raises ValueError with one clear sentence."""
+    budgets: dict[str, int] = {}
+    for entry in filter(None, map(str.strip, text.split(","))):
+        tenant, _, amount = map(str.strip, entry.partition("="))
+        size = parse_pool_size(amount) if tenant and amount else None
+        if size is None or size.kind != "bytes" or tenant in budgets:
+            raise ValueError(f"{entry!r} is not a tenant's budget: write each tenant once, as tenant=2GiB")
+        budgets[tenant] = int(size.amount)
+    return budgets
+
+
 def parse_disk_size(text: str) -> int:
     """Bytes, as "4GiB"; "0" is none. Raises ValueError with one clear sentence."""
     if text.strip() == "0":

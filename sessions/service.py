@@ -9,7 +9,7 @@ Everything here runs on the event loop, but `_deliver` and the resync source, wh
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -69,6 +69,8 @@ class ServiceParts:
     index: IndexOptions = field(default_factory=IndexOptions)
     stable_first: bool = False
     splice_stripped: bool = False
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    """Blocks that a tenant's cache may keep."""
     bytes_per_token: int = 0
     disk: DiskOptions | None = None
 
@@ -81,6 +83,8 @@ class ChatService:
         self._parts = parts
         self._config = parts.engine_config
         self._pool = BlockPool(self._config.num_blocks, self._config.block_size, self._config.max_pinned_blocks)
+        for tenant, num_blocks in parts.budgets.items():
+            self._pool.set_budget(tenant, num_blocks)
         self._scheduler = Scheduler(self._config, self._pool)
         self.engine = Engine(self._scheduler, runner, self._deliver)
         self._admission = Admission(parts.max_num_waiting)

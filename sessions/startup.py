@@ -17,7 +17,7 @@ from sessions.errors import ModelRefused
 from sessions.hashing import RootFields
 from sessions.index import IndexSettings
 from sessions.model_folder import ModelFolder, config_digest, resolve_model
-from sessions.pool_size import parse_disk_size, parse_pool_size
+from sessions.pool_size import parse_budgets, parse_disk_size, parse_pool_size
 from sessions.service import ChatService, IndexOptions, ServiceParts
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
@@ -49,6 +49,7 @@ class ServiceOptions:
     max_num_waiting: int = 256
     num_draft_tokens: int = 3
     stable_first: bool = False
+    cache_budgets: str = ""
     splice_stripped: bool = False
     reply_ttl_s: int = 86_400
     index: Literal["auto", "redis", "embedded", "off"] = "auto"
@@ -118,6 +119,10 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         index=_index_options(options),
         stable_first=options.stable_first,
         splice_stripped=options.splice_stripped,
+        budgets={
+            tenant: max(1, num_bytes // cache.block_bytes)
+            for tenant, num_bytes in parse_budgets(options.cache_budgets).items()
+        },
         bytes_per_token=cache.block_bytes // cache.block_size,
         disk=_disk_options(options, cache),
     )

@@ -118,9 +118,13 @@ async def open_fake_service(
     max_num_waiting: int = 256,
     tokenizer: Tokenizer | None = None,
     disk: tuple[Path, int] | None = None,
+    budgets: dict[str, int] | None = None,
     **engine: int,
 ) -> ChatService:
-    """A started ChatService over the fake model; `engine` are EngineConfig's fields. disk: folder and most bytes."""
+    """A started ChatService over the fake model; `engine` are EngineConfig's fields. disk: folder and most bytes.
+
+    budgets: blocks by tenant.
+    """
     config = EngineConfig(**engine)
     tokenizer = tokenizer or byte_tokenizer()
     runner = FakeRunner(config.num_blocks, config.block_size, tokenizer.vocab_size)
@@ -133,6 +137,7 @@ async def open_fake_service(
         max_num_waiting,
         index or IndexOptions(),
         disk=DiskOptions(*disk, runner) if disk else None,
+        budgets=budgets or {},
     )
     service = ChatService(parts, runner)
     service.open()

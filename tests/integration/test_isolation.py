@@ -91,3 +91,16 @@ async def test_what_alice_holds_is_under_none_of_bob_s_roots(service: ChatServic
     bob, _ = await service.cache.holdings("bob")
     assert {holding.root for holding in alice}.isdisjoint(holding.root for holding in bob)
     assert {holding.leaf_hash for holding in alice}.isdisjoint(holding.leaf_hash for holding in bob)
+
+
+async def test_a_tenant_with_a_budget_keeps_no_more_and_pushes_nobody_out() -> None:
+    service = await open_fake_service(num_blocks=512, budgets={"bob": 8})
+    try:
+        await work(service, request(SECRET, "alice"))
+        for number in range(4):
+            await work(service, request(f"{number} {UNKNOWN}", "bob"))
+        _, alice = await service.cache.holdings("alice")
+        _, bob = await service.cache.holdings("bob")
+        assert alice > len(SECRET) and 0 < bob <= 8 * 16
+    finally:
+        await service.close()
