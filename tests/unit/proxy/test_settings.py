@@ -82,8 +82,14 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"port": "http"}, "--port (ANAPHORA_PORT): the value should be a valid integer"),
         ({"dtype": "int8"}, "--dtype (ANAPHORA_DTYPE): the value should be 'auto', 'float32', 'bfloat16'"),
         ({"cache_budgets": "bob"}, "--cache-budgets (ANAPHORA_CACHE_BUDGETS): 'bob' is not a tenant's budget"),
-        ({"cache_budgets": "bob=1GiB,bob=2GiB"}, "--cache-budgets (ANAPHORA_CACHE_BUDGETS): 'bob=2GiB' is not a tenant's budget"),
-        ({"cache_budgets": "bob=100 tokens"}, "--cache-budgets (ANAPHORA_CACHE_BUDGETS): 'bob=100 tokens' is not a tenant's budget"),
+        (
+            {"cache_budgets": "bob=1GiB,bob=2GiB"},
+            "--cache-budgets (ANAPHORA_CACHE_BUDGETS): 'bob=2GiB' is not a tenant's budget",
+        ),
+        (
+            {"cache_budgets": "bob=100 tokens"},
+            "--cache-budgets (ANAPHORA_CACHE_BUDGETS): 'bob=100 tokens' is not a tenant's budget",
+        ),
         ({"pool_size": "big"}, "--pool-size (ANAPHORA_POOL_SIZE): 'big' is not a pool size"),
         ({"keepalive_s": "nan"}, "--keepalive-s (ANAPHORA_KEEPALIVE_S): the value should be"),
         ({"stable_first": "maybe"}, "--stable-first (ANAPHORA_STABLE_FIRST): the value should be a valid boolean"),
