@@ -103,7 +103,9 @@ class CacheController(Controller):
     @delete(status_code=200, summary="Forget everything of this tenant's")
     async def drop_all(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheDropped:
         tenant = request_scope(request.scope).tenant or Tenant()
-        return CacheDropped(tokens=await service.cache.drop_all(tenant.id))
+        return CacheDropped(
+            tokens=await service.cache.drop_all(tenant.id, service.root_of(ChatRequest((), tenant=tenant)))
+        )
 
     @delete("/{entry_id:str}", status_code=200, summary="Forget what an entry shares with no other")
     async def drop_entry(

@@ -20,7 +20,7 @@ from sessions.engine.pins import PinLimitExceeded
 from sessions.errors import InvalidRequest
 from sessions.explain import LEAST_SHARED_TOKENS, SNIPPET_CHARS, Findings, Lost, explain
 from sessions.index import PrefixIndex
-from sessions.prompting import Prompted, Prompter
+from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies
 from sessions.tiers import DiskTier
 from sessions.tokenizer import Tokenizer
@@ -95,10 +95,7 @@ class CacheControl:
     async def drop(self, request: ChatRequest, root: BlockHash) -> int:
         """Forget what is stored of these messages' last block and after it. Returns tokens."""
         hashes = await self._hashes(request, root)
-        num_stored = self._pool.num_cached_prefix_blocks(hashes)
-        if num_stored < len(hashes) or not hashes:
-            return 0
-        return await self._forget(root, hashes[-1])
+        return await self._forget(root, hashes[-1]) if hashes else 0
 
     async def drop_path(self, owner: str, leaf_hash: BlockHash) -> int:
         """Forget what this leaf's path shares with no other. Returns tokens; 0 for a leaf that is not the tenant's."""
@@ -121,10 +118,13 @@ class CacheControl:
         found = await self._between_steps(find)
         return 0 if found is None else await self._forget(*found)
 
-    async def drop_all(self, owner: str) -> int:
-        """Forget everything of a tenant's: pool, disk, and what this process knows of its replies. Returns tokens."""
+    async def drop_all(self, owner: str, root: BlockHash) -> int:
+        """Forget everything of a tenant's: pool, disk, and what this process knows of its replies. Returns tokens.
+
+        root: the tenant's without a salt, which is forgotten on disk even where the pool has nothing of it.
+        """
         roots = await self._between_steps(lambda: self._pool.roots_of(owner))
-        return sum([await self._forget(root, None) for root in roots])
+        return sum([await self._forget(found, None) for found in {root, *roots}])
 
     async def _forget(self, root: BlockHash, first: BlockHash | None) -> int:
         """On disk whole files go, up to 256 tokens more: better too much than what was to go."""
@@ -158,7 +158,7 @@ class CacheControl:
             tiers=TokensByTier(in_pool.num_held, held - in_pool.num_held, num_elsewhere * size),
             shared=shared,
             closest_ends=not then,
-            tools_differ=self._tools_differ(root, prompted, shared),
+            tools_differ=self._tools_differ(root, prompted, shared, scope_of(request)),
             lost=_lost(in_pool.loss, time.monotonic()),
             is_alike=is_alike,
             was_said_before=prompted.report.num_spliced > 0 and shared < LEAST_SHARED_TOKENS,
@@ -193,19 +193,19 @@ class CacheControl:
                 most, then = found, tuple(theirs[shared : shared + SNIPPET_TOKENS])
         return *most, then
 
-    def _tools_differ(self, root: BlockHash, prompted: Prompted, shared: int) -> bool:
+    def _tools_differ(self, root: BlockHash, prompted: Prompted, shared: int, scope: str) -> bool:
         """Was the same conversation seen with other tools, so that it parts where they stand?"""
         conversation = prompted.opening.conversation
-        if prompted.prompt.contents and shared > self._tokens_before_contents(prompted):
+        if prompted.prompt.contents and shared > self._tokens_before_contents(prompted, scope):
             return False
         for transcript in islice(self._replies.recent(root), MAX_COMPARED):
             if transcript.turns[:1] == conversation.turns[:1] and transcript.schemas != conversation.schemas:
                 return True
         return False
 
-    def _tokens_before_contents(self, prompted: Prompted) -> int:
+    def _tokens_before_contents(self, prompted: Prompted, scope: str) -> int:
         start = prompted.prompt.contents[0].start
-        return self._tokenizer.tokens_before(prompted.prompt, [start], spliced=prompted.spliced)[0]
+        return self._tokenizer.tokens_before(prompted.prompt, [start], scope=scope, spliced=prompted.spliced)[0]
 
     def _divergence(
         self, request: ChatRequest, prompted: Prompted, shared: int, then: Sequence[int]

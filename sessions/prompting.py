@@ -95,7 +95,7 @@ class Prompter:
     def place(self, prompted: Prompted, request: ChatRequest, num_tokens: int) -> tuple[str, int, int]:
         """Where the token after the first `num_tokens` stands: parameter, offset in it, offset in the prompt's text."""
         prompt = prompted.prompt
-        at = self._tokenizer.offset_of(prompt, num_tokens, scope=_scope(request), spliced=prompted.spliced)
+        at = self._tokenizer.offset_of(prompt, num_tokens, scope=scope_of(request), spliced=prompted.spliced)
         span = prompt.content_at(at)
         if span is not None:
             return f"messages[{span.message}].content", at - span.start, at
@@ -104,7 +104,7 @@ class Prompter:
 
     def _encoded(self, request: ChatRequest, conversation: Conversation, prompt: Prompt, start: "_Start") -> Prompted:
         """Any thread."""
-        scope = _scope(request)
+        scope = scope_of(request)
         spliced = {
             conversation.sources[at]: self._spliced_ids(conversation.turns[at].content, found, scope)
             for at, found in start.spliced.items()
@@ -127,10 +127,9 @@ class Prompter:
         )
         prediction = tuple(self._tokenizer.encode_text(predicted, scope=scope))
         report = PromptReport(start.num_spliced, prompt.moves)
-        counts = self._tokenizer.tokens_before(prompt, _offsets(conversation, prompt), scope=scope, spliced=spliced)
-        breakpoints = tuple(
-            (num_tokens, point) for num_tokens, (_, _, point) in zip(counts, conversation.breakpoints, strict=False)
-        )
+        places = _places(conversation, prompt)
+        counts = self._tokenizer.tokens_before(prompt, [at for at, _ in places], scope=scope, spliced=spliced)
+        breakpoints = tuple((count, point) for count, (_, point) in zip(counts, places, strict=True))
         return Prompted(token_ids, chain, prediction, opening, report, breakpoints, prompt, spliced)
 
     def _spliced_ids(self, content: str, found: Spliced, scope: str) -> list[TokenId]:
@@ -149,19 +148,18 @@ class _Start:
     transcript: Transcript | None = None
 
 
-def _offsets(conversation: Conversation, prompt: Prompt) -> list[int]:
-    """Where breakpoints stand in the prompt's text; none, where the template hides its contents."""
-    starts = {span.message: span for span in prompt.contents}
-    offsets = []
-    for turn, offset, _ in conversation.breakpoints:
-        span = starts.get(conversation.sources[turn])
+def _places(conversation: Conversation, prompt: Prompt) -> list[tuple[int, Breakpoint]]:
+    """Where breakpoints stand in the prompt's text; not those at blank contents, or where the template hides them."""
+    spans = {span.message: span for span in prompt.contents}
+    places = []
+    for turn, offset, point in conversation.breakpoints:
+        span = spans.get(conversation.sources[turn])
         if span is None:
-            return []
-        content = conversation.turns[turn].content
-        is_stripped = not prompt.text.startswith(content, span.start)
-        lost = len(content) - len(content.lstrip()) if is_stripped else 0
-        offsets.append(span.start + min(max(0, offset - lost), span.end - span.start))
-    return offsets
+            continue
+        content, rendered = conversation.turns[turn].content, prompt.text[span.start : span.end]
+        lost = max(0, content.find(rendered))  # what the template stripped from the beginning
+        places.append((span.start + min(max(0, offset - lost), len(rendered)), point))
+    return places
 
 
 async def _at_once(work: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -185,6 +183,6 @@ def _is_long(request: ChatRequest, turns: Sequence[Turn]) -> bool:
     return num_characters > LONG_PROMPT_CHARACTERS
 
 
-def _scope(request: ChatRequest) -> str:
+def scope_of(request: ChatRequest) -> str:
     """Whose encodings may be reused: nobody can time what another tenant wrote."""
     return request.tenant.id + "\0" + (request.cache_salt or "")

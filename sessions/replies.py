@@ -34,6 +34,7 @@ RECORD_BYTES: Final = 32 << 20
 TRANSCRIPT_BYTES: Final = 128 << 20
 MAX_FETCHED_TURNS: Final = 512
 _FORMAT: Final = 1
+_TURN_BYTES: Final = 120
 _HASH_BYTES: Final = 57  # a bytes object of 16, and its place in a list
 
 
@@ -73,7 +74,9 @@ class Transcript:
 
     @property
     def num_bytes(self) -> int:
-        contents = sum(sys.getsizeof(turn.content) for turn in self.turns)
+        contents = sum(
+            _TURN_BYTES + sys.getsizeof(turn.content) + sys.getsizeof(turn.tool_call_id) for turn in self.turns
+        )
         return (
             contents + sys.getsizeof(self.known.text) + 4 * len(self.known.ids) + _HASH_BYTES * len(self.chain.hashes)
         )
@@ -117,11 +120,13 @@ class Replies:
         control_ids: frozenset[TokenId],
         shelf: Shelf,
         *,
+        vocab_size: int,
         is_lenient: bool = False,
     ) -> None:
         self._decode = decode
         self._control_ids = control_ids
         self._shelf = shelf
+        self._vocab_size = vocab_size
         self._is_lenient = is_lenient
         self._running: dict[TurnKey, list[Said]] = {}
         self._records: _Bounded[tuple[BlockHash, bytes], array[int]] = _Bounded(
@@ -179,7 +184,7 @@ class Replies:
         records = await self._shelf.fetch_replies(root, keys) if keys else None
         for key, record in zip(keys, records or (), strict=False):
             ids = None if record is None else _unpacked(record)
-            if ids is not None and self._control_ids.isdisjoint(ids):
+            if ids and self._control_ids.isdisjoint(ids) and max(ids) < self._vocab_size:
                 self._records.put((root, key), ids)
 
     def fitting(self, ids: Sequence[int], text: str) -> Spliced | None:
@@ -188,8 +193,10 @@ class Replies:
         A code point may end in the middle of the ids, and a stop string in the middle of a token: then a rest of the
         text is left. None if nothing fits. Lenient: whitespace around `text` may be missing.
         """
-        while ids and ids[-1] in self._control_ids:
-            ids = ids[:-1]
+        end = len(ids)
+        while end and ids[end - 1] in self._control_ids:
+            end -= 1
+        ids = ids[:end]
         whole = self._decode(ids) if self._is_lenient else ""
         if text and whole.strip() == text:
             return Spliced(ids, len(text))
@@ -225,7 +232,8 @@ class Replies:
         key = turn_key(opening.key, Turn("assistant", shown))
         self._record(opening.root, key if is_whole else _cut_key(opening.key), fit.ids)
         if is_whole and is_first and opening.text is not None:
-            self._keep_transcript(opening, key, shown, len(shown) - (len(text.rstrip()) - fit.num_chars), fit.ids)
+            lost = len(text) - len(text.lstrip()) if self._is_lenient else 0
+            self._keep_transcript(opening, key, shown, min(len(shown), max(0, fit.num_chars - lost)), fit.ids)
 
     def _record(self, root: BlockHash, key: bytes, ids: Sequence[int]) -> None:
         kept = array("I", ids)
@@ -242,7 +250,7 @@ class Replies:
         all_ids.extend(ids)
         chain = opening.chain
         chain.extend(ids)
-        known = Known(len(turns), opening.text, reply, min(num_reply_chars, len(reply)), all_ids)  # type: ignore[arg-type]
+        known = Known(len(turns), opening.text, reply, num_reply_chars, all_ids)  # type: ignore[arg-type]
         if opening.continues is not None:
             self._transcripts.pop(_place(opening.root, opening.continues))
         made = Transcript(turns, opening.conversation.schemas, known, chain, key, opening.num_spliced + 1)
@@ -302,7 +310,7 @@ def _unpacked(record: bytes) -> "array[int] | None":
     """None for anything that is not a record of ours."""
     try:
         version, data = msgpack.unpackb(record)
-        if version != _FORMAT:
+        if version != _FORMAT or not isinstance(data, bytes):
             return None
         return _little_endian(array("I", data))
     except (ValueError, TypeError, msgpack.UnpackException):

@@ -28,7 +28,7 @@ from sessions.hashing import RootFields, root_hash, tenant_key
 from sessions.index import IndexSettings, PrefixIndex, open_index
 from sessions.keeping import keeping_of
 from sessions.prompting import Prompted, Prompter
-from sessions.replies import Replies
+from sessions.replies import Replies, Said
 from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
 from sessions.tokenizer import Tokenizer
 from sessions.types import BlockHash, ChatRequest, Explanation, Readiness, RequestId, Stats, Usage
@@ -107,7 +107,11 @@ class ChatService:
         )
         self._disk = self._open_disk_tier(parts.disk, fleet) if parts.disk else None
         self._replies = Replies(
-            parts.tokenizer.decode, parts.tokenizer.control_ids, self.index, is_lenient=parts.splice_stripped
+            parts.tokenizer.decode,
+            parts.tokenizer.control_ids,
+            self.index,
+            vocab_size=parts.tokenizer.vocab_size,
+            is_lenient=parts.splice_stripped,
         )
         self._prompter = Prompter(
             parts.tokenizer,
@@ -221,7 +225,8 @@ class ChatService:
             for index in range(request.n)
         ]
         tokenizer, stops = self._parts.tokenizer, StopStrings(request.params.stop)
-        said = self._replies.begin(prompted.opening, request.n)
+        remembers = not request.cache.is_explicit or bool(prompted.breakpoints)
+        said = self._replies.begin(prompted.opening, request.n) if remembers else [Said() for _ in range(request.n)]
         choices = {
             engine_request.id: Choice(
                 index, TextStream(tokenizer.decode, stops, tokenizer.code_point_endings), said[index]
@@ -230,7 +235,9 @@ class ChatService:
         }
 
         def remember(choice: Choice) -> None:
-            self._replies.end(prompted.opening, choice.said, is_whole=choice.is_finished, is_first=choice.index == 0)
+            if remembers:
+                is_first = choice.index == 0
+                self._replies.end(prompted.opening, choice.said, is_whole=choice.is_finished, is_first=is_first)
 
         generation = Generation(
             generation_id, len(prompted.token_ids), choices, self.engine.abort, self._forget, remember, prompted.report

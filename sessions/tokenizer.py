@@ -132,7 +132,7 @@ class Tokenizer:
         prompt: Prompt,
         offsets: Sequence[int],
         *,
-        scope: str = "",
+        scope: str,
         spliced: Mapping[int, Sequence[TokenId]] | None = None,
     ) -> list[int]:
         """For each of `offsets` into the text, rising: how many of `encode`'s ids stand wholly before it.
@@ -147,6 +147,8 @@ class Tokenizer:
                 before = piece.text[: max(0, offsets[len(counts)] - piece.start)]
                 counts.append(num_ids + (fitting(self.decode, ids, before)[0] if before else 0))
             num_ids += len(ids)
+            if len(counts) == len(offsets):
+                break
         return counts + [num_ids] * (len(offsets) - len(counts))
 
     def offset_of(
@@ -154,7 +156,7 @@ class Tokenizer:
         prompt: Prompt,
         num_tokens: int,
         *,
-        scope: str = "",
+        scope: str,
         spliced: Mapping[int, Sequence[TokenId]] | None = None,
     ) -> int:
         """Where in the text the token stands that follows the first `num_tokens`. As for `tokens_before`."""

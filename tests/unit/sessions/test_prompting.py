@@ -64,7 +64,7 @@ async def prompted(*messages: Message, stable_first: bool = False) -> tuple[Prom
     """And the text before each breakpoint, joined by newlines twice."""
     tokenizer = byte_tokenizer()
     index = PrefixIndex(None, fleet=ROOT, resync_source=lambda: [])
-    replies = Replies(tokenizer.decode, tokenizer.control_ids, index)
+    replies = Replies(tokenizer.decode, tokenizer.control_ids, index, vocab_size=tokenizer.vocab_size)
     prompter = Prompter(tokenizer, replies, block_size=4, max_model_len=10_000, stable_first=stable_first)
     result = await prompter.prompt(ask(messages), ROOT)
     chain = HashChain(ROOT, 4)
@@ -106,3 +106,8 @@ async def test_a_breakpoint_inside_a_code_point_s_tokens_stands_before_it() -> N
 async def test_a_breakpoint_at_the_end_of_a_reply_stands_before_what_ends_it() -> None:
     _, text = await prompted(Message("user", "Hi"), marked("assistant", "Hello.|"), Message("user", "And?"))
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.|"
+
+
+async def test_a_blank_marked_part_leaves_the_other_breakpoints() -> None:
+    _, text = await prompted(marked("system", "Rules.|"), Message("user", " ", parts=(Part(0, 1, Breakpoint()),)))
+    assert text == "<|im_start|>system\nRules.|"

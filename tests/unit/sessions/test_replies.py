@@ -47,7 +47,7 @@ def shelf() -> DictShelf:
 
 
 def make(tokenizer: Tokenizer, shelf: DictShelf, **more: Any) -> Replies:
-    return Replies(tokenizer.decode, tokenizer.control_ids, shelf, **more)
+    return Replies(tokenizer.decode, tokenizer.control_ids, shelf, vocab_size=tokenizer.vocab_size, **more)
 
 
 def conversation(*contents: str) -> Conversation:
@@ -133,6 +133,9 @@ async def test_what_came_before_is_part_of_the_key(tokenizer: Tokenizer, shelf: 
         msgpack.packb([1, b"odd"]),
         msgpack.packb([1, "text"]),
         msgpack.packb(7),
+        msgpack.packb([1, [-1]]),
+        msgpack.packb([1, [200]]),
+        msgpack.packb([1, (200).to_bytes(4, "little") + (4_000_000_000).to_bytes(4, "little")]),
         msgpack.packb([1, (65).to_bytes(4, "little")]),  # says something else
         msgpack.packb([1, (70_000).to_bytes(4, "little")]),  # no token of ours
         msgpack.packb([1, (257).to_bytes(4, "little") + (200).to_bytes(4, "little")]),  # a control token
@@ -194,3 +197,19 @@ def test_turns_with_equal_joins_have_different_keys() -> None:
     texts = [Turn("user", "ab", "c"), Turn("user", "a", "bc"), Turn("user", "abc"), Turn("usera", "bc")]
     keys = [list(turn_keys(ROOT, Conversation((turn,), (0,), [])))[1] for turn in texts]
     assert len(set(keys)) == len(texts)
+
+
+def test_what_no_token_of_the_reply_says_is_encoded_next_time(shelf: DictShelf) -> None:
+    """A stop string inside a token: the client has "Hello ", whose blank is part of the token " world"."""
+    words = {0: "Hello", 1: " world"}
+    replies = Replies(lambda ids: "".join(words[i] for i in ids), frozenset(), shelf, vocab_size=2)
+    asked = conversation("Hi?")
+    *_, key = turn_keys(ROOT, asked)
+    opening = Opening(ROOT, key, asked, "prompt ", [1], HashChain(ROOT, 4), 0)
+    opening.chain.extend([1])
+    (said,) = replies.begin(opening, 1)
+    said.ids += [0, 1]
+    said.pieces.append("Hello ")
+    replies.end(opening, said, is_whole=True, is_first=True)
+    kept = replies.transcript(ROOT, conversation("Hi?", "Hello ", "And?"))
+    assert kept is not None and list(kept.known.ids) == [1, 0] and kept.known.num_reply_chars == len("Hello")
