@@ -57,3 +57,23 @@ def test_every_request_is_answered_when_the_engine_gives_up() -> None:
     assert answered["late"] == STOPPED
     with pytest.raises(RuntimeError, match=STOPPED):
         engine.call(lambda: 1).result(DEADLINE_S)
+
+
+def test_a_call_that_nobody_waits_for_any_more_is_skipped() -> None:
+    runner = BrokenRunner()
+    engine = Engine(Scheduler(EngineConfig(block_size=4), BlockPool(16, 4)), runner, lambda _: None)
+    engine.start()
+    held, release, ran = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        held.set()
+        release.wait(DEADLINE_S)
+
+    engine.call(hold)
+    assert held.wait(DEADLINE_S)
+    abandoned = engine.call(lambda: ran.append(1))
+    assert abandoned.cancel()
+    release.set()
+    assert engine.call(lambda: 7).result(DEADLINE_S) == 7
+    assert not ran and engine.is_alive
+    engine.stop(DEADLINE_S)
