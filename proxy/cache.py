@@ -8,22 +8,15 @@ from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
+from proxy.asked import asked_of
 from proxy.body import BodyRequest
 from proxy.cache_schemas import CacheDropped, CacheEntries, CacheEntry, CacheExplanation, CachePinned, CacheWarmed
 from proxy.schemas import ChatCompletionRequest
 from proxy.scope import request_scope
 from proxy.settings import Settings
-from proxy.translate import chat_request
-from sessions.errors import InvalidRequest, ModelNotFound
+from sessions.errors import InvalidRequest
 from sessions.service import ChatService
-from sessions.types import BlockHash, ChatRequest, Tenant
-
-
-def _asked(request: BodyRequest, data: ChatCompletionRequest, service: ChatService, settings: Settings) -> ChatRequest:
-    if data.model != service.model_id:
-        raise ModelNotFound(data.model)
-    tenant = request_scope(request.scope).tenant or Tenant()
-    return chat_request(data, tenant=tenant, max_n=settings.max_n, vocab_size=service.vocab_size)
+from sessions.types import BlockHash
 
 
 class CacheController(Controller):
@@ -40,7 +33,9 @@ class CacheController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> CacheExplanation:
-        return CacheExplanation.of(await service.explain(_asked(request, data, service, settings)))
+        return CacheExplanation.of(
+            await service.explain(asked_of(service, data, request_scope(request.scope), settings))
+        )
 
     @post("/warm", status_code=200, summary="Compute and keep what the messages render to, and say nothing")
     async def warm(
@@ -50,7 +45,7 @@ class CacheController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> CacheWarmed:
-        usage = await service.warm(_asked(request, data, service, settings))
+        usage = await service.warm(asked_of(service, data, request_scope(request.scope), settings))
         return CacheWarmed(
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
@@ -65,8 +60,8 @@ class CacheController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> CachePinned:
-        asked = _asked(request, data, service, settings)
-        return CachePinned(object="cache.pinned", tokens=await service.cache.pin(asked, service.root_of(asked)))
+        asked = asked_of(service, data, request_scope(request.scope), settings)
+        return CachePinned(object="cache.pinned", tokens=await service.cache.pin(asked))
 
     @post("/unpin", status_code=200, summary="Undo the longest pin on the messages")
     async def unpin(
@@ -76,8 +71,8 @@ class CacheController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> CachePinned:
-        asked = _asked(request, data, service, settings)
-        return CachePinned(object="cache.unpinned", tokens=await service.cache.unpin(asked, service.root_of(asked)))
+        asked = asked_of(service, data, request_scope(request.scope), settings)
+        return CachePinned(object="cache.unpinned", tokens=await service.cache.unpin(asked))
 
     @post("/drop", status_code=200, summary="Forget the last block of the messages and all that follows it")
     async def drop(
@@ -87,13 +82,12 @@ class CacheController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> CacheDropped:
-        asked = _asked(request, data, service, settings)
-        return CacheDropped(tokens=await service.cache.drop(asked, service.root_of(asked)))
+        asked = asked_of(service, data, request_scope(request.scope), settings)
+        return CacheDropped(tokens=await service.cache.drop(asked))
 
     @get(summary="What this tenant has in the pool")
     async def entries(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheEntries:
-        tenant = request_scope(request.scope).tenant or Tenant()
-        holdings, num_tokens = await service.cache.holdings(tenant.id)
+        holdings, num_tokens = await service.cache.holdings(request_scope(request.scope).caller)
         return CacheEntries(
             data=[CacheEntry.of(holding, service.bytes_per_token) for holding in holdings],
             tokens=num_tokens,
@@ -102,18 +96,14 @@ class CacheController(Controller):
 
     @delete(status_code=200, summary="Forget everything of this tenant's")
     async def drop_all(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheDropped:
-        tenant = request_scope(request.scope).tenant or Tenant()
-        return CacheDropped(
-            tokens=await service.cache.drop_all(tenant.id, service.root_of(ChatRequest((), tenant=tenant)))
-        )
+        return CacheDropped(tokens=await service.cache.drop_all(request_scope(request.scope).caller))
 
     @delete("/{entry_id:str}", status_code=200, summary="Forget what an entry shares with no other")
     async def drop_entry(
         self, request: BodyRequest, entry_id: FromPath[str], service: NamedDependency[ChatService]
     ) -> CacheDropped:
-        tenant = request_scope(request.scope).tenant or Tenant()
         try:
             leaf_hash = BlockHash(bytes.fromhex(entry_id))
         except ValueError:
             raise InvalidRequest("An entry's id is a hexadecimal number.", param="id") from None
-        return CacheDropped(tokens=await service.cache.drop_path(tenant.id, leaf_hash))
+        return CacheDropped(tokens=await service.cache.drop_path(request_scope(request.scope).caller, leaf_hash))

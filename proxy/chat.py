@@ -16,6 +16,7 @@ from litestar.response import Stream
 from msgspec import UNSET, UnsetType
 
 from proxy import sse
+from proxy.asked import asked_of
 from proxy.body import BodyRequest
 from proxy.errors import ClientDisconnected
 from proxy.metrics import Metrics
@@ -23,10 +24,7 @@ from proxy.reply import OpenReplies, Reply
 from proxy.schemas import AnaphoraReport, AnswerMessage, ChatCompletion, ChatCompletionRequest, Choice, CompletionUsage
 from proxy.scope import RequestScope, request_scope
 from proxy.settings import Settings
-from proxy.translate import chat_request
-from sessions.errors import ModelNotFound
 from sessions.service import ChatService
-from sessions.types import Tenant
 
 T = TypeVar("T")
 
@@ -47,10 +45,8 @@ class ChatController(Controller):
         metrics: NamedDependency[Metrics],
         open_replies: NamedDependency[OpenReplies],
     ) -> Response[ChatCompletion] | Stream:
-        if data.model != service.model_id:
-            raise ModelNotFound(data.model)
         held = request_scope(request.scope)
-        asked = chat_request(data, tenant=held.tenant or Tenant(), max_n=settings.max_n, vocab_size=service.vocab_size)
+        asked = asked_of(service, data, held, settings)
         generation = await service.start(asked)
         reply = Reply(
             generation,

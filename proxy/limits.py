@@ -60,6 +60,6 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHand
     """
     in_flight: InFlight = connection.app.state.in_flight
     held = request_scope(connection.scope)
-    tenant = held.tenant or Tenant()
+    tenant = held.caller
     in_flight.enter(tenant)
     held.given_back.callback(lambda: in_flight.leave(tenant, time.monotonic() - held.started_at))

@@ -33,6 +33,11 @@ class RequestScope:
     fields: dict[str, Any] = field(default_factory=dict)
     given_back: ExitStack = field(default_factory=ExitStack)
 
+    @property
+    def caller(self) -> Tenant:
+        """Whose request it is: the guard's tenant, or the only one there is."""
+        return self.tenant or Tenant()
+
 
 def request_scope(scope: Scope) -> RequestScope:
     """The request's `RequestScope`, made on first use. A sane `x-request-id` of the client's is kept."""

@@ -174,7 +174,6 @@ def _cache_options(wire: ChatCompletionRequest) -> CacheOptions:
     return CacheOptions(
         is_explicit=options is not None and options.mode == "explicit",
         ttl_s=_TTL_S[ttl or ("24h" if wire.prompt_cache_retention == "24h" else None)],
-        key=wire.prompt_cache_key or "",
         priority="normal" if own is None else own.priority,
     )
 

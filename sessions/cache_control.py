@@ -6,7 +6,7 @@ Every method takes the tenant from the request or by name and looks under that t
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeVar
@@ -21,10 +21,10 @@ from sessions.errors import InvalidRequest
 from sessions.explain import LEAST_SHARED_TOKENS, SNIPPET_CHARS, Findings, Lost, explain
 from sessions.index import PrefixIndex
 from sessions.prompting import Prompted, Prompter, scope_of
-from sessions.replies import Replies
+from sessions.replies import Replies, Transcript
 from sessions.tiers import DiskTier
 from sessions.tokenizer import Tokenizer
-from sessions.types import BlockHash, ChatRequest, Divergence, Explanation, TokensByTier
+from sessions.types import BlockHash, ChatRequest, Divergence, Explanation, Tenant, TokensByTier
 
 T = TypeVar("T")
 
@@ -44,10 +44,11 @@ class _InPool:
 
 
 class CacheControl:
-    """Parts are the service's own."""
+    """Parts are the service's own. root_of: what all that a request computes hangs from."""
 
     def __init__(
         self,
+        root_of: Callable[[ChatRequest], BlockHash],
         engine: Engine,
         prompter: Prompter,
         replies: Replies,
@@ -55,6 +56,7 @@ class CacheControl:
         disk: DiskTier | None,
         tokenizer: Tokenizer,
     ) -> None:
+        self._root_of = root_of
         self._engine = engine
         self._pool: BlockPool = engine.scheduler.pool
         self._prompter = prompter
@@ -65,11 +67,11 @@ class CacheControl:
 
     # -- listing --
 
-    async def holdings(self, owner: str) -> tuple[list[Holding], int]:
+    async def holdings(self, tenant: Tenant) -> tuple[list[Holding], int]:
         """Every path that this tenant has in the pool, the last used first; and their tokens, each counted once."""
 
         def look() -> tuple[list[Holding], int]:
-            roots = self._pool.roots_of(owner)
+            roots = self._pool.roots_of(tenant.id)
             return self._pool.holdings(roots, time.monotonic()), self._pool.num_tokens(roots)
 
         holdings, num_tokens = await self._between_steps(look)
@@ -77,27 +79,27 @@ class CacheControl:
 
     # -- pinning and dropping --
 
-    async def pin(self, request: ChatRequest, root: BlockHash) -> int:
+    async def pin(self, request: ChatRequest) -> int:
         """Never evict what is stored of these messages. Returns tokens. Raises InvalidRequest past the limit."""
-        hashes = await self._hashes(request, root)
+        root, hashes = await self._path(request)
         try:
             num_blocks = await self._between_steps(lambda: self._pool.pin(root, hashes))
         except PinLimitExceeded as error:
             raise InvalidRequest(f"Too much is pinned: {error}.", param="messages", code="pin_limit_exceeded") from None
         return num_blocks * self._pool.block_size
 
-    async def unpin(self, request: ChatRequest, root: BlockHash) -> int:
+    async def unpin(self, request: ChatRequest) -> int:
         """Returns the tokens of the longest pin on these messages, which is undone; 0 if there is none."""
-        hashes = await self._hashes(request, root)
+        root, hashes = await self._path(request)
         num_blocks = await self._between_steps(lambda: self._pool.unpin(root, hashes, time.monotonic()))
         return num_blocks * self._pool.block_size
 
-    async def drop(self, request: ChatRequest, root: BlockHash) -> int:
+    async def drop(self, request: ChatRequest) -> int:
         """Forget what is stored of these messages' last block and after it. Returns tokens."""
-        hashes = await self._hashes(request, root)
+        root, hashes = await self._path(request)
         return await self._forget(root, hashes[-1]) if hashes else 0
 
-    async def drop_path(self, owner: str, leaf_hash: BlockHash) -> int:
+    async def drop_path(self, tenant: Tenant, leaf_hash: BlockHash) -> int:
         """Forget what this leaf's path shares with no other. Returns tokens; 0 for a leaf that is not the tenant's."""
 
         def first_own(path_root: BlockHash) -> BlockHash | None:
@@ -109,7 +111,7 @@ class CacheControl:
             return block.block_hash
 
         def find() -> tuple[BlockHash, BlockHash] | None:
-            for root in self._pool.roots_of(owner):
+            for root in self._pool.roots_of(tenant.id):
                 first = first_own(root)
                 if first is not None:
                     return root, first
@@ -118,13 +120,14 @@ class CacheControl:
         found = await self._between_steps(find)
         return 0 if found is None else await self._forget(*found)
 
-    async def drop_all(self, owner: str, root: BlockHash) -> int:
+    async def drop_all(self, tenant: Tenant) -> int:
         """Forget everything of a tenant's: pool, disk, and what this process knows of its replies. Returns tokens.
 
-        root: the tenant's without a salt, which is forgotten on disk even where the pool has nothing of it.
+        Where the pool has nothing of it, the disk is known by the root without a salt alone.
         """
-        roots = await self._between_steps(lambda: self._pool.roots_of(owner))
-        return sum([await self._forget(found, None) for found in {root, *roots}])
+        roots = await self._between_steps(lambda: self._pool.roots_of(tenant.id))
+        unsalted = self._root_of(ChatRequest((), tenant=tenant))
+        return sum([await self._forget(root, None) for root in {unsalted, *roots}])
 
     async def _forget(self, root: BlockHash, first: BlockHash | None) -> int:
         """On disk whole files go, up to 256 tokens more: better too much than what was to go."""
@@ -134,14 +137,16 @@ class CacheControl:
             await asyncio.to_thread(self._disk.drop, root, first)
         return num_tokens
 
-    async def _hashes(self, request: ChatRequest, root: BlockHash) -> Sequence[BlockHash]:
-        return (await self._prompter.prompt(request, root, is_open=False)).chain.hashes
+    async def _path(self, request: ChatRequest) -> tuple[BlockHash, Sequence[BlockHash]]:
+        """Root and block hashes of a request's messages."""
+        root = self._root_of(request)
+        return root, (await self._prompter.prompt(request, root, is_open=False)).chain.hashes
 
     # -- explaining --
 
-    async def explain(self, request: ChatRequest, root: BlockHash, prompted: Prompted) -> Explanation:
+    async def explain(self, request: ChatRequest, prompted: Prompted) -> Explanation:
         """prompted: of a request that `wants_explanation`, so that places in it are known."""
-        token_ids, hashes = prompted.token_ids, prompted.chain.hashes
+        root, token_ids, hashes = prompted.chain.root, prompted.token_ids, prompted.chain.hashes
         size = self._pool.block_size
         in_pool = await self._between_steps(lambda: self._look(root, hashes, token_ids))
         num_blocks = in_pool.num_held // size
@@ -149,7 +154,7 @@ class CacheControl:
         elsewhere = await self._index.lookup(root, hashes) if num_blocks < len(hashes) else None
         num_elsewhere = 0 if elsewhere is None else max(0, elsewhere.num_other_blocks - num_blocks - num_disk)
         held = max(in_pool.num_held, (num_blocks + num_disk) * size if num_disk else 0)
-        is_alike, shared, then = self._closest(root, prompted)
+        is_alike, shared, then = self._closest(prompted)
         if shared <= held:  # pool and disk know prompts of which no transcript is left
             theirs = in_pool.then if held == in_pool.num_held else ()
             shared, then = held, theirs if shared < held else then or theirs
@@ -158,7 +163,7 @@ class CacheControl:
             tiers=TokensByTier(in_pool.num_held, held - in_pool.num_held, num_elsewhere * size),
             shared=shared,
             closest_ends=not then,
-            tools_differ=self._tools_differ(root, prompted, shared, scope_of(request)),
+            tools_differ=self._tools_differ(prompted, shared, scope_of(request)),
             lost=_lost(in_pool.loss, time.monotonic()),
             is_alike=is_alike,
             was_said_before=prompted.report.num_spliced > 0 and shared < LEAST_SHARED_TOKENS,
@@ -177,28 +182,31 @@ class CacheControl:
         then = self._pool.continuation(root, last, same, SNIPPET_TOKENS) if num_held >= LEAST_SHARED_TOKENS else ()
         return _InPool(num_held, loss, then)
 
-    def _closest(self, root: BlockHash, prompted: Prompted) -> tuple[bool, int, tuple[int, ...]]:
+    def _closest(self, prompted: Prompted) -> tuple[bool, int, tuple[int, ...]]:
         """Of the caller's earlier prompts, with their replies, the one that shares most leading tokens with this one.
 
         Returns whether it is much the same conversation for all that, how many tokens, and what it goes on with.
         """
-        ours, turns = array("I", prompted.token_ids).tobytes(), prompted.opening.conversation.turns
+        ours, turns = array("I", prompted.token_ids), prompted.opening.conversation.turns
         most = False, 0
         then: tuple[int, ...] = ()
-        for transcript in islice(self._replies.recent(root), MAX_COMPARED):
+        for transcript in self._recent(prompted):
             theirs = transcript.known.ids
-            shared = _num_shared(ours, array("I", theirs).tobytes())
+            shared = _num_shared(ours, theirs)
             found = shared < LEAST_SHARED_TOKENS and _are_alike(turns, transcript.turns), shared
             if (found[1] >= LEAST_SHARED_TOKENS, *found) > (most[1] >= LEAST_SHARED_TOKENS, *most):
                 most, then = found, tuple(theirs[shared : shared + SNIPPET_TOKENS])
         return *most, then
 
-    def _tools_differ(self, root: BlockHash, prompted: Prompted, shared: int, scope: str) -> bool:
+    def _recent(self, prompted: Prompted) -> Iterator[Transcript]:
+        return islice(self._replies.recent(prompted.chain.root), MAX_COMPARED)
+
+    def _tools_differ(self, prompted: Prompted, shared: int, scope: str) -> bool:
         """Was the same conversation seen with other tools, so that it parts where they stand?"""
         conversation = prompted.opening.conversation
         if prompted.prompt.contents and shared > self._tokens_before_contents(prompted, scope):
             return False
-        for transcript in islice(self._replies.recent(root), MAX_COMPARED):
+        for transcript in self._recent(prompted):
             if transcript.turns[:1] == conversation.turns[:1] and transcript.schemas != conversation.schemas:
                 return True
         return False
@@ -234,12 +242,14 @@ def _are_alike(ours: Sequence[Turn], theirs: Sequence[Turn]) -> bool:
     return len(ends[0]) == ALIKE_CHARS and ends[0] == ends[1]
 
 
-def _num_shared(left: bytes, right: bytes) -> int:
-    """Leading tokens that two sequences of u32 share. O(log n) comparisons of bytes."""
-    low, high = 0, min(len(left), len(right)) // 4
+def _num_shared(ours: "array[int]", theirs: "array[int]") -> int:
+    """Leading tokens that two sequences share. O(log n) comparisons of memory, nothing copied."""
+    width = ours.itemsize
+    left, right = memoryview(ours).cast("B"), memoryview(theirs).cast("B")
+    low, high = 0, min(len(ours), len(theirs))
     while low < high:
         middle = (low + high + 1) // 2
-        if left[4 * low : 4 * middle] == right[4 * low : 4 * middle]:
+        if left[width * low : width * middle] == right[width * low : width * middle]:
             low = middle
         else:
             high = middle - 1

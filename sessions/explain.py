@@ -38,18 +38,18 @@ _VOLATILE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The first block after what is held was stored once. seconds_ago, idle_s: None where that is not known."""
+    """The first block after what is held was stored once."""
 
     reason: Literal["evicted", "expired", "budget", "dropped"]
-    seconds_ago: float | None = None
-    idle_s: float | None = None
+    seconds_ago: float
+    idle_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What was looked up. Counts are tokens of the prompt.
 
-    reusable: all but the last, whose logits are needed. shared: with the closest earlier prompt of the caller's.
+    shared: with the closest earlier prompt of the caller's.
     closest_ends: there is nothing of the closest after `shared`. tools_differ: from the closest's.
     is_alike: the closest is much the same conversation, though they part at the very beginning.
     was_said_before: replies in it are known from outside this process. index_is_down: others could not be asked.
@@ -93,7 +93,7 @@ def explain(found: Findings, divergence: Divergence | None) -> Explanation:
     """divergence: where the prompt leaves the closest one, if it does."""
     kind = classify(found)
     shown = divergence if kind in ("diverged", "tools_changed") else None
-    missed = 0 if kind == "hit" else max(0, found.num_tokens - max(found.held, 0))
+    missed = 0 if kind == "hit" else found.num_tokens - found.held
     return Explanation(
         kind=kind,
         num_prompt_tokens=found.num_tokens,

@@ -63,7 +63,7 @@ class Prompt:
     segments: tuple[Segment, ...]
     contents: tuple[ContentSpan, ...]
     moves: tuple[Move, ...]
-    known_ids: Sequence[TokenId] = ()
+    known_ids: Sequence[int] = ()
     needed_stand_ins: bool = False
 
     def content_at(self, offset: int) -> ContentSpan | None:

@@ -9,6 +9,7 @@ never changes what was rendered before them, as far as the model's own template 
     segments cover                                                                  └──────────── the rest only ┘
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from sessions.control_tokens import NoStandInError, StandIns
 from sessions.conversation import Conversation, Turn, canonical
 from sessions.errors import InvalidRequest
 from sessions.prompt import ChatTemplate, ContentSpan, Prompt, Segment, TemplateError
-from sessions.types import Message, TokenId, Tool
+from sessions.types import Message, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Known:
     text: str
     reply: str
     num_reply_chars: int
-    ids: Sequence[TokenId]
+    ids: "array[int]"
 
 
 def render(

@@ -1,8 +1,8 @@
 """Replies: what the model said, token by token, so that the next turn does not have to read it back from text. P1.
 
-Text read back gives other tokens than were generated, in one reply of two at temperature 1; from there on nothing that
-was computed can be reused. So the ids of a reply are kept under the key of the conversation before it and of the reply
-as its client saw it (`conversation.turn_keys`), and put in the place of that text when it comes back.
+Text that is read back often gives other tokens than were generated (docs/token-exact-turns.md), and from there on
+nothing that was computed can be reused. So the ids of a reply are kept under the key of the conversation before it and
+of the reply as its client saw it (`conversation.turn_keys`), and put in the place of that text when it comes back.
 
     said, still running     ids and text grow; a client that left kept some beginning of it
     record                  a whole reply, or one that was cut off: ids; here and in Redis, so that others have it too
@@ -16,7 +16,7 @@ import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgpack
@@ -144,7 +144,7 @@ class Replies:
             turn._replace(content=turn.content.strip()) if turn.role == "assistant" else turn
             for turn in conversation.turns
         )
-        return Conversation(turns, conversation.sources, conversation.schemas, conversation.moves)
+        return replace(conversation, turns=turns)
 
     def transcript(self, root: BlockHash, conversation: Conversation) -> Transcript | None:
         """What is known of the conversation up to its last reply, if that is known whole."""
@@ -250,7 +250,7 @@ class Replies:
         all_ids.extend(ids)
         chain = opening.chain
         chain.extend(ids)
-        known = Known(len(turns), opening.text, reply, num_reply_chars, all_ids)  # type: ignore[arg-type]
+        known = Known(len(turns), opening.text, reply, num_reply_chars, all_ids)
         if opening.continues is not None:
             self._transcripts.pop(_place(opening.root, opening.continues))
         made = Transcript(turns, opening.conversation.schemas, known, chain, key, opening.num_spliced + 1)

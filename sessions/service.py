@@ -36,7 +36,6 @@ from sessions.types import BlockHash, ChatRequest, Explanation, Readiness, Reque
 CALL_TIMEOUT_S = 10.0
 """How long the index thread waits for the engine to answer between two steps."""
 
-
 CHAINS_PER_CALL = 64
 """Paths that are followed between two steps: about a millisecond for long ones."""
 
@@ -121,7 +120,9 @@ class ChatService:
             stable_first=parts.stable_first,
         )
 
-        self.cache = CacheControl(self.engine, self._prompter, self._replies, self.index, self._disk, parts.tokenizer)
+        self.cache = CacheControl(
+            self.root_of, self.engine, self._prompter, self._replies, self.index, self._disk, parts.tokenizer
+        )
 
     def _open_disk_tier(self, options: DiskOptions, namespace: bytes) -> DiskTier | None:
         scheduler = self._scheduler
@@ -154,8 +155,8 @@ class ChatService:
     async def explain(self, request: ChatRequest) -> Explanation:
         """What `start` would find of the request in the cache, and why no more. Raises as `start` does."""
         self._refuse_if_unable(0)
-        root, asking = self.root_of(request), replace(request, wants_explanation=True)
-        return await self.cache.explain(asking, root, await self._prompter.prompt(asking, root))
+        asking = replace(request, wants_explanation=True)
+        return await self.cache.explain(asking, await self._prompter.prompt(asking, self.root_of(request)))
 
     def root_of(self, request: ChatRequest) -> BlockHash:
         """What all that this request computes hangs from."""
@@ -167,7 +168,7 @@ class ChatService:
         root = self.root_of(request)
         prompted = await self._prompter.prompt(request, root, is_open=is_open)
         if request.wants_explanation:
-            explanation = await self.cache.explain(request, root, prompted)
+            explanation = await self.cache.explain(request, prompted)
             prompted = replace(prompted, report=replace(prompted.report, explanation=explanation))
         restored: tuple[RestoredBlocks, ...] = ()
         if not request.cache.is_explicit:

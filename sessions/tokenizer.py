@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import jinja2
 from tokenizers import Tokenizer as Backend
@@ -110,7 +110,7 @@ class Tokenizer:
         Raises InvalidRequest if a text could only be written with a control token, and ContextLengthExceeded as soon
         as it is certain that the prompt leaves no room for a reply.
         """
-        ids = list(prompt.known_ids)
+        ids = cast("list[TokenId]", list(prompt.known_ids))  # a call per token would cost milliseconds
         pieces = _pieces(prompt, spliced or {})
         for piece in pieces:
             try:

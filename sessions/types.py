@@ -90,12 +90,10 @@ class CacheOptions:
     """What a request says about the cache.
 
     is_explicit: read and write at breakpoints only, so nothing without any. ttl_s: for all of the prompt.
-    key: what the client calls its session; groups, never separates.
     """
 
     is_explicit: bool = False
     ttl_s: float | None = None
-    key: str = ""
     priority: Literal["low", "normal", "high"] = "normal"
 
 
@@ -171,7 +169,8 @@ class Divergence:
 class Explanation:
     """Why a prompt found no more of itself in the cache.
 
-    missed_tokens: computed although something like them was known. shared_tokens: with the closest earlier prompt.
+    missed_tokens: to be computed; none where all that was known was found.
+    shared_tokens: with the closest earlier prompt.
     lost_to: why the first block that is missing went; lost_seconds_ago, lost_after_idle_s: when, and after how long
     without use. advice: one sentence, or none.
     """

@@ -98,6 +98,7 @@ async def test_a_whole_reply_whose_client_leaves_is_aborted() -> None:
         await eventually(lambda: service.stats().num_requests_running > 0)
         task.cancel()
         await idle(service)
+        assert 0 < service.stats().generation_tokens < 50_000
 
 
 async def test_choices_share_the_prompt_and_the_seed_repeats_them() -> None:

@@ -152,7 +152,7 @@ async def test_expired_after_its_time_to_live_under_pressure() -> None:
 async def test_dropped() -> None:
     async with service() as one:
         await say(one, request("One?"))
-        assert await one.cache.drop_all("default", one.root_of(request("One?"))) > 0
+        assert await one.cache.drop_all(Tenant()) > 0
         found = await explained(one, request("One?"))
         assert found.kind == found.lost_to == "dropped"
 
@@ -232,5 +232,6 @@ def test_what_tends_to_change(now: str, then: str, kind: str | None) -> None:
 
 
 @given(now=st.text(max_size=60), then=st.text(max_size=60))
-def test_advice_never_fails(now: str, then: str) -> None:
-    volatile(now, then)
+def test_what_changes_is_the_same_both_ways_and_nothing_without_a_change(now: str, then: str) -> None:
+    assert volatile(now, then) == volatile(then, now)
+    assert volatile(now, now) is None

@@ -87,8 +87,8 @@ async def test_explaining_tells_the_same_of_both(service: ChatService) -> None:
 async def test_what_alice_holds_is_under_none_of_bob_s_roots(service: ChatService) -> None:
     await work(service, request(SECRET, "alice"))
     await work(service, request(SECRET, "bob"))
-    alice, _ = await service.cache.holdings("alice")
-    bob, _ = await service.cache.holdings("bob")
+    alice, _ = await service.cache.holdings(Tenant("alice"))
+    bob, _ = await service.cache.holdings(Tenant("bob"))
     assert {holding.root for holding in alice}.isdisjoint(holding.root for holding in bob)
     assert {holding.leaf_hash for holding in alice}.isdisjoint(holding.leaf_hash for holding in bob)
 
@@ -99,8 +99,8 @@ async def test_a_tenant_with_a_budget_keeps_no_more_and_pushes_nobody_out() -> N
         await work(service, request(SECRET, "alice"))
         for number in range(4):
             await work(service, request(f"{number} {UNKNOWN}", "bob"))
-        _, alice = await service.cache.holdings("alice")
-        _, bob = await service.cache.holdings("bob")
+        _, alice = await service.cache.holdings(Tenant("alice"))
+        _, bob = await service.cache.holdings(Tenant("bob"))
         assert alice > len(SECRET) and 0 < bob <= 8 * 16
     finally:
         await service.close()

@@ -1,6 +1,6 @@
 """Token-exact turns of the default model: whatever the temperature, no token of a reply is computed twice but its last.
 
-Its replies, read back as text, give other tokens in up to one of two: with splicing off the same conversations show it.
+Its replies, read back as text, now and then give other tokens: with splicing off the same conversations show it.
 """
 
 import asyncio

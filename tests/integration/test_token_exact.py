@@ -93,15 +93,21 @@ async def test_a_reply_that_a_stop_string_ended(cut: int) -> None:
         assert second.spliced == 1 and recomputed(service, second, "Two?") <= 1
 
 
+async def beginning(stream: Any) -> str:
+    """The first dozen characters; what comes after them is not read."""
+    text = ""
+    async for chunk in stream:
+        text += chunk.choices[0].delta.content or ""
+        if len(text) >= 12:
+            break
+    return text
+
+
 async def test_a_client_that_left_goes_on_from_what_it_had() -> None:
     async with serving(num_blocks=1024) as (client, service):
         messages: list[Any] = [{"role": "user", "content": "One?"}]
         stream = await ask(client, messages, stream=True, max_tokens=4000)
-        text = ""
-        async for chunk in stream:
-            text += chunk.choices[0].delta.content or ""
-            if len(text) >= 12:
-                break
+        text = await beginning(stream)
         await stream.close()
         await idle(service)
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "Two?"}]
@@ -115,11 +121,7 @@ async def test_while_the_reply_is_still_being_said_its_beginning_can_be_taken_up
     async with serving(num_blocks=1024) as (client, service):
         messages: list[Any] = [{"role": "user", "content": "One?"}]
         stream = await ask(client, messages, stream=True, max_tokens=4000)
-        text = ""
-        async for chunk in stream:
-            text += chunk.choices[0].delta.content or ""
-            if len(text) >= 12:
-                break
+        text = await beginning(stream)
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "Two?"}]
         second = turn(await ask(client, messages))
         assert second.spliced == 1

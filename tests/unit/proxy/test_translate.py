@@ -171,7 +171,7 @@ def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], param: str
 
 def test_what_is_said_of_the_cache() -> None:
     explicit = translate(prompt_cache_options={"mode": "explicit", "ttl": "30m"}, prompt_cache_key="k")
-    assert explicit.cache == CacheOptions(is_explicit=True, ttl_s=1800.0, key="k")
+    assert explicit.cache == CacheOptions(is_explicit=True, ttl_s=1800.0)
     assert translate(prompt_cache_retention="24h").cache == CacheOptions(ttl_s=86_400.0)
     assert translate(anaphora={"priority": "low"}).cache == CacheOptions(priority="low")
     assert not translate(anaphora={"splice": False}).splice and translate(anaphora={}).splice

@@ -13,7 +13,7 @@ from sessions.detokenizer import StopStrings, TextStream
 from sessions.hashing import HashChain
 from sessions.replies import Opening, Replies, Said
 from sessions.tokenizer import Tokenizer
-from sessions.types import BlockHash, Message
+from sessions.types import BlockHash, Breakpoint, Message, Part
 from tests.fakes import byte_tokenizer
 
 ROOT = BlockHash(b"r" * 16)
@@ -213,3 +213,11 @@ def test_what_no_token_of_the_reply_says_is_encoded_next_time(shelf: DictShelf) 
     replies.end(opening, said, is_whole=True, is_first=True)
     kept = replies.transcript(ROOT, conversation("Hi?", "Hello ", "And?"))
     assert kept is not None and list(kept.known.ids) == [1, 0] and kept.known.num_reply_chars == len("Hello")
+
+
+def test_lenient_keeps_what_else_is_known_of_the_conversation(tokenizer: Tokenizer, shelf: DictShelf) -> None:
+    part = Part(0, 2, Breakpoint())
+    asked = canonical([Message("system", "Hi", parts=(part,)), Message("user", "?"), Message("assistant", " a ")], ())
+    seen = make(tokenizer, shelf, is_lenient=True).seen(asked)
+    assert seen.breakpoints == asked.breakpoints != ()
+    assert [turn.content for turn in seen.turns] == ["Hi", "?", "a"]

@@ -146,6 +146,7 @@ def test_an_eviction_elsewhere_spoils_nothing(writer: WriteBehind, engine: Engin
     engine.during_copy = lambda: writer.removed(engine.pool.take_removed())
     writer.offer(ROOT, hashes)
     eventually(lambda: readable(store, 1, 2) == 2, "the path is on disk")
+    assert writer.num_paths_dropped == 0
 
 
 def test_what_is_evicted_before_its_turn_is_dropped(writer: WriteBehind, engine: Engine, store: SegmentStore) -> None:
@@ -185,6 +186,7 @@ def test_a_disk_that_fails_is_tried_again(
     folder.mkdir()
     writer.offer(ROOT, engine.compute(1, 2, 3))
     eventually(lambda: readable(store, 1, 2, 3) == 3, "the path is on disk")
+    assert writer.num_errors == 1
 
 
 def test_a_stopped_engine_writes_nothing_more(writer: WriteBehind, engine: Engine, store: SegmentStore) -> None:
