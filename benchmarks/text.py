@@ -20,11 +20,13 @@ from benchmarks.report import measuring, number, print_table, timed
 from benchmarks.words import WordSource
 from proxy.body import decode_chat_request
 from proxy.translate import chat_request
+from sessions.conversation import canonical
 from sessions.engine.config import EngineConfig
 from sessions.engine.schedule import Schedule
 from sessions.hashing import HashChain, RootFields, root_hash, tenant_key
+from sessions.parts import ServiceParts
 from sessions.render import render
-from sessions.service import ChatService, ServiceParts
+from sessions.service import ChatService
 from sessions.tokenizer import Tokenizer
 from sessions.types import ChatRequest, Tenant
 
@@ -114,7 +116,7 @@ class Bench:
         wire = decode_chat_request(body, max_depth=64, max_messages=100_000)
         request = chat_request(wire, tenant=Tenant(), max_n=1, vocab_size=self.service.vocab_size)
         clock.lap("wire")
-        prompt = render(request.messages, request.tools, self._tokenizer.template)
+        prompt = render(canonical(request.messages, request.tools), self._tokenizer.template)
         clock.lap("render")
         token_ids = self._tokenizer.encode(prompt)
         clock.lap("encode")

@@ -16,7 +16,7 @@ from sessions.conversation import Conversation, Turn, TurnKey, canonical, turn_k
 from sessions.errors import ContextLengthExceeded, InvalidRequest
 from sessions.hashing import HashChain
 from sessions.prompt import Prompt
-from sessions.render import render_conversation
+from sessions.render import render
 from sessions.replies import Opening, Replies, Spliced, Transcript
 from sessions.tokenizer import Tokenizer
 from sessions.types import BlockHash, Breakpoint, ChatRequest, PromptReport, TokenId
@@ -80,7 +80,7 @@ class Prompter:
         new_turns = conversation.turns[known.num_turns + 1 :] if known else conversation.turns
         work = asyncio.to_thread if _is_long(request, new_turns) else _at_once
         template = self._tokenizer.template
-        prompt = await work(render_conversation, conversation, template, add_generation_prompt=is_open, known=known)
+        prompt = await work(render, conversation, template, add_generation_prompt=is_open, known=known)
         if transcript is not None and prompt.known_ids:
             key = transcript.key
             for turn in new_turns:

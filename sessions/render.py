@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sessions.control_tokens import NoStandInError, StandIns
-from sessions.conversation import Conversation, Turn, canonical
+from sessions.conversation import Conversation, Turn
 from sessions.errors import InvalidRequest
 from sessions.prompt import ChatTemplate, ContentSpan, Prompt, Segment, TemplateError
-from sessions.types import Message, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +36,6 @@ class Known:
 
 
 def render(
-    messages: Sequence[Message],
-    tools: Sequence[Tool],
-    template: ChatTemplate,
-    *,
-    add_generation_prompt: bool = True,
-    stable_first: bool = False,
-) -> Prompt:
-    """`render_conversation` of the canonical order."""
-    conversation = canonical(messages, tools, stable_first=stable_first)
-    return render_conversation(conversation, template, add_generation_prompt=add_generation_prompt)
-
-
-def render_conversation(
     conversation: Conversation,
     template: ChatTemplate,
     *,

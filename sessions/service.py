@@ -9,28 +9,25 @@ Everything here runs on the event loop, but `_deliver` and the resync source, wh
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from sessions.admission import Admission
 from sessions.cache_control import CacheControl
 from sessions.detokenizer import StopStrings, TextStream
 from sessions.engine.block_pool import BlockPool
-from sessions.engine.config import EngineConfig
 from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import Request, RestoredBlocks
 from sessions.engine.scheduler import Scheduler
 from sessions.errors import Draining, EngineFailed
 from sessions.generation import Choice, Generation
-from sessions.hashing import RootFields, root_hash, tenant_key
-from sessions.index import IndexSettings, PrefixIndex, open_index
+from sessions.hashing import root_hash, tenant_key
+from sessions.index import PrefixIndex, open_index
 from sessions.keeping import keeping_of
+from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter
 from sessions.replies import Replies, Said
 from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
-from sessions.tokenizer import Tokenizer
 from sessions.types import BlockHash, ChatRequest, Explanation, Readiness, RequestId, Stats, Usage
 
 CALL_TIMEOUT_S = 10.0
@@ -38,40 +35,6 @@ CALL_TIMEOUT_S = 10.0
 
 CHAINS_PER_CALL = 64
 """Paths that are followed between two steps: about a millisecond for long ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexOptions:
-    """Which Redis, if any, and for how long it may be waited for.
-
-    client: the index client's other numbers; its `timeout_s` is `timeout_ms`.
-    data: where an embedded server's data outlive it; None: nowhere.
-    """
-
-    mode: Literal["auto", "redis", "embedded", "off"] = "off"
-    redis_url: str = ""
-    timeout_ms: int = 50
-    client: IndexSettings = field(default_factory=IndexSettings)
-    data: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceParts:
-    """What a ChatService is put together from."""
-
-    model_id: str
-    tokenizer: Tokenizer
-    engine_config: EngineConfig
-    root_fields: RootFields
-    secret: bytes
-    max_num_waiting: int
-    index: IndexOptions = field(default_factory=IndexOptions)
-    stable_first: bool = False
-    splice_stripped: bool = False
-    budgets: Mapping[str, int] = field(default_factory=dict)
-    """Blocks that a tenant's cache may keep."""
-    bytes_per_token: int = 0
-    disk: DiskOptions | None = None
 
 
 class ChatService:

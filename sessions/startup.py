@@ -17,8 +17,9 @@ from sessions.errors import ModelRefused
 from sessions.hashing import RootFields
 from sessions.index import IndexSettings
 from sessions.model_folder import ModelFolder, config_digest, resolve_model
+from sessions.parts import IndexOptions, ServiceParts
 from sessions.pool_size import parse_budgets, parse_disk_size, parse_pool_size
-from sessions.service import ChatService, IndexOptions, ServiceParts
+from sessions.service import ChatService
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
 

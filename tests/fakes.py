@@ -16,7 +16,8 @@ from sessions.engine.block_table import BlockTable
 from sessions.engine.config import EngineConfig
 from sessions.engine.schedule import Schedule, Scheduled
 from sessions.hashing import RootFields
-from sessions.service import ChatService, IndexOptions, ServiceParts
+from sessions.parts import IndexOptions, ServiceParts
+from sessions.service import ChatService
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
 

@@ -15,18 +15,17 @@ choices) are nothing else: `n` requests with one prompt.
 """
 
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from sessions.engine.block import Block
 from sessions.engine.block_pool import BlockPool
-from sessions.engine.block_table import BlockTable
 from sessions.engine.block_tree import Match
 from sessions.engine.config import EngineConfig
 from sessions.engine.drafts import MAX_DRAFTING_SEQS, Drafter
+from sessions.engine.holder import Holder
 from sessions.engine.request import Request, RequestOutput, RequestStatus
-from sessions.engine.schedule import Load, Schedule, Scheduled
+from sessions.engine.schedule import Schedule, Scheduled
 from sessions.hashing import extend_tokens
 from sessions.rate import Rate
 from sessions.types import BlockHash, FinishReason, RequestId
@@ -41,7 +40,7 @@ class Scheduler:
     def __init__(self, config: EngineConfig, pool: BlockPool, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
         self.pool = pool
-        self._clock = clock
+        self.holder = Holder(pool, clock)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
@@ -130,7 +129,7 @@ class Scheduler:
                 drafts = ()
         num_blocks = self._num_blocks_needed(request, num_tokens + len(drafts))
         if num_blocks > 0:
-            request.block_table.extend(self.pool.allocate(num_blocks, self._clock()))
+            self.holder.extend(request, num_blocks)
         schedule.entries.append(Scheduled(request, request.num_computed_tokens, num_tokens, drafts))
         return num_tokens + len(drafts)
 
@@ -154,7 +153,7 @@ class Scheduler:
         held_back: list[Request] = []
         while self.waiting and budget and len(self.running) < self.config.max_num_seqs:
             request = self.waiting.popleft()
-            match = self._readable(request)
+            match = self.holder.readable(request)
             if self._next_missing(request, match) in self._computing:
                 held_back.append(request)
                 continue
@@ -163,21 +162,6 @@ class Scheduler:
                 break
             budget -= self._admit_one(request, match, schedule, budget)
         self.waiting.extendleft(reversed(held_back))
-
-    def _readable(self, request: Request) -> Match:
-        """What the pool has of the prompt, up to where the request may read.
-
-        stored       [ full block ][ full block ][ E F G H ]
-        read point                       ^                      1 block and 2 tokens of the next
-        """
-        match = self.pool.match(request.root, request.chain.hashes, request.token_ids[:-1])
-        found = len(match.blocks) * self.config.block_size + match.num_tail_tokens
-        readable = request.readable(found)
-        if readable == found:
-            return match
-        num_blocks, num_tail_tokens = divmod(readable, self.config.block_size)
-        tail = (*match.blocks, match.tail)[num_blocks] if num_tail_tokens else None
-        return Match(match.blocks[:num_blocks], tail, num_tail_tokens)
 
     def _next_missing(self, request: Request, match: Match) -> BlockHash | None:
         """Key of the first block that the pool does not hold: its hash, or the hash of the prompt's whole tail.
@@ -208,30 +192,8 @@ class Scheduler:
         return missing <= spare and (not self.running or missing + 1 <= spare)
 
     def _admit_one(self, request: Request, match: Match, schedule: Schedule, budget: int) -> int:
-        """Attach what the pool holds, start on the rest. Returns tokens used.
-
-        prompt     [ full block ][ full block ][ E F X Y ..
-        stored     [ full block ][ full block ][ E F G H ]     tail: 2 tokens shared
-        attached   touched        touched       copy of E F    copied, or taken over if all of it is ours and idle
-
-        Where a lower tier has restored whole blocks after the full ones, these are attached in place of the tail.
-        """
-        self.pool.touch(match.blocks)
-        request.block_table = BlockTable(match.blocks)
-        num_restored = self._attach_restored(request, schedule)
-        num_cached = len(request.block_table) * self.config.block_size
-        tail = match.tail
-        if tail is not None and not num_restored:
-            num_cached += match.num_tail_tokens
-            if tail.ref_count == 0 and not tail.is_full and match.num_tail_tokens == len(tail.token_ids):
-                self.pool.touch([tail])
-                request.block_table.append(tail)
-            else:
-                (copy,) = self.pool.allocate(1, self._clock())
-                schedule.copies.append((tail, copy))
-                request.block_table.append(copy)
-        request.num_computed_tokens = num_cached
-        request.num_registered_blocks = len(match.blocks)
+        """Attach what the pool holds, start on the rest. Returns tokens used."""
+        num_cached, num_restored = self.holder.attach(request, match, schedule)
         if request.num_cached_tokens is None:
             if request.retention.priority != "low":
                 request.level = self.pool.reuse(match, request.chain.hashes)
@@ -246,20 +208,6 @@ class Scheduler:
             self._computing.setdefault(key, request)
         num_tokens = min(request.num_tokens - num_cached, budget)
         return self._start(request, num_tokens, budget, schedule)
-
-    def _attach_restored(self, request: Request, schedule: Schedule) -> int:
-        """Blocks for what was restored after the end of the block table; their KV is written before the step's own,
-        and they count as computed: `commit` registers them. Returns tokens.
-        """
-        num_matched = len(request.block_table)
-        for restored in request.restored:
-            skipped = len(request.block_table) - restored.first
-            if 0 <= skipped < len(restored.payload):
-                blocks = self.pool.allocate(len(restored.payload) - skipped, self._clock())
-                request.block_table.extend(blocks)
-                schedule.loads.append(Load(blocks, restored.payload[skipped:]))
-        request.restored = ()
-        return (len(request.block_table) - num_matched) * self.config.block_size
 
     def _keys_to_compute(self, request: Request) -> Iterator[BlockHash]:
         if request.write_limit is not None:
@@ -281,9 +229,9 @@ class Scheduler:
             request = entry.request
             request.num_computed_tokens += entry.num_tokens
             prompt_done = entry.start < request.num_prompt_tokens <= request.num_computed_tokens
-            self._register_full_blocks(request)
+            self._register(request)
             if prompt_done:
-                self._register_tail(request)
+                self.holder.register_tail(request)
                 self._stop_computing(request)
             if not entry.samples:
                 continue
@@ -303,13 +251,13 @@ class Scheduler:
         self.num_generated_tokens += count
         if len(token_ids) > 1:
             request.num_computed_tokens += min(count, len(token_ids) - 1)
-            self._register_full_blocks(request)
+            self._register(request)
         stored: tuple[BlockHash, ...] = ()
         if prompt_done and request.admitted_at is not None:
             num_computed = request.num_prompt_tokens - (request.num_cached_tokens or 0)
             self.prefill_rate.observe(num_computed, time.monotonic() - request.admitted_at)
         if prompt_done or finish_reason:
-            stored = tuple(request.chain.hashes[: self._num_stored_blocks(request)])
+            stored = tuple(request.chain.hashes[: self.holder.num_stored_blocks(request)])
         if finish_reason:
             self._finish(request)
         return RequestOutput(
@@ -324,53 +272,24 @@ class Scheduler:
             num_restored_tokens=request.num_restored_tokens,
         )
 
-    def _num_stored_blocks(self, request: Request) -> int:
-        """Registered, and not dropped since: a drop takes a path's end."""
-        table = request.block_table
-        return bisect_left(range(request.num_registered_blocks), True, key=lambda index: not table[index].is_registered)
-
-    def _register_full_blocks(self, request: Request) -> None:
-        """Hash blocks that just became full, after their KV exists; swap in the stored twin where there is one."""
-        size = self.config.block_size
-        for index in range(request.num_registered_blocks, request.num_shown_tokens // size):
-            parent = request.block_table[index - 1] if index else None
-            block_hash = request.chain.hashes[index]
-            tokens = tuple(request.token_ids[index * size : (index + 1) * size])
-            held = request.block_table[index]
-            block = self.pool.register_full(held, request.root, parent, block_hash, tokens, request.owner)
-            if not block.is_full:
-                return
-            request.block_table[index] = block
-            request.num_registered_blocks = index + 1
+    def _register(self, request: Request) -> None:
+        for block_hash in self.holder.register_full_blocks(request):
             if self._computing.get(block_hash) is request:
                 del self._computing[block_hash]
-
-    def _register_tail(self, request: Request) -> None:
-        """Make the last, partial block findable by its tokens."""
-        start = request.num_registered_blocks * self.config.block_size
-        tail = tuple(request.token_ids[start : request.num_shown_tokens])
-        if tail and len(tail) < self.config.block_size:
-            parent = request.block_table[request.num_registered_blocks - 1] if request.num_registered_blocks else None
-            block = request.block_table[request.num_registered_blocks]
-            self.pool.register_partial(block, request.root, parent, tail, request.owner)
 
     def _stop_computing(self, request: Request) -> None:
         for key in [key for key, owner in self._computing.items() if owner is request]:
             del self._computing[key]
 
     def _finish(self, request: Request) -> None:
-        self._register_tail(request)
+        self.holder.register_tail(request)
         self._release(request)
         request.status = RequestStatus.FINISHED
 
     def _release(self, request: Request) -> None:
         self._stop_computing(request)
         self.running.remove(request)
-        for num_tokens, level in request.levels():
-            self.pool.retain(request.block_table, num_tokens, level)
-        self.pool.free(request.block_table, self._clock())
-        request.block_table = BlockTable()
-        request.num_computed_tokens = request.num_registered_blocks = 0
+        self.holder.let_go(request)
 
     # -- invariants --
 

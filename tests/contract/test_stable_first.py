@@ -6,7 +6,8 @@ import pytest
 
 from proxy.settings import Settings
 from sessions.engine.config import EngineConfig
-from sessions.service import ChatService, ServiceParts
+from sessions.parts import ServiceParts
+from sessions.service import ChatService
 from sessions.startup import ServiceOptions
 from tests.contract.conftest import RunningServer, shared_tokenizer
 from tests.fakes import ROOT_FIELDS, FakeRunner

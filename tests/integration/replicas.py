@@ -18,7 +18,8 @@ from proxy.settings import Settings
 from sessions.engine.config import EngineConfig
 from sessions.hashing import chain_hashes, root_hash, tenant_key
 from sessions.index import IndexSettings, PrefixIndex
-from sessions.service import ChatService, IndexOptions, ServiceParts
+from sessions.parts import IndexOptions, ServiceParts
+from sessions.service import ChatService
 from sessions.startup import ServiceOptions
 from sessions.trie import Incarnation, PrefixTrie, namespace_of
 from sessions.types import BlockHash, Tenant

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sessions.explain import volatile
-from sessions.service import ChatService, IndexOptions
+from sessions.parts import IndexOptions
+from sessions.service import ChatService
 from sessions.tokenizer import Tokenizer
 from sessions.types import ChatRequest, Explanation, Message, SamplingParams, Tenant, Tool
 from tests.fakes import byte_tokenizer, open_fake_service
@@ -140,8 +141,8 @@ async def test_evicted_says_when_and_after_how_long() -> None:
 async def test_expired_after_its_time_to_live_under_pressure() -> None:
     async with service(num_blocks=48) as one:
         await say(one, request("One?"))
-        clock = one.engine.scheduler._clock
-        one.engine.scheduler._clock = lambda: clock() + 3_600
+        clock = one.engine.scheduler.holder._clock
+        one.engine.scheduler.holder._clock = lambda: clock() + 3_600
         for number in range(2):
             await say(one, request(system=f"{number} " * 200))
         found = await explained(one, request("One?"))

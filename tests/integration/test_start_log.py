@@ -20,7 +20,7 @@ from proxy import logs
 from proxy.__main__ import bind
 from proxy.server import Server
 from proxy.settings import Settings
-from sessions.service import IndexOptions
+from sessions.parts import IndexOptions
 from tests.fakes import open_fake_service
 
 logs.configure("info", "json")

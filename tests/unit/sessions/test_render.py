@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sessions.control_tokens import ControlToken, ControlTokens
 from sessions.errors import InvalidRequest
 from sessions.prompt import ChatTemplate, Move, TemplateError
-from sessions.render import render
 from sessions.tokenizer import Tokenizer
 from sessions.types import Breakpoint, Message, Part, Role, TokenId, Tool
+from tests.rendering import render
 
 START, END, THINK = TokenId(1), TokenId(2), TokenId(3)
 CONTROL = ControlTokens(

@@ -20,9 +20,9 @@ from sessions import control_tokens, plain_encoder
 from sessions import tokenizer as tokenizer_module
 from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from sessions.plain_encoder import TooManyTokensError
-from sessions.render import render
 from sessions.tokenizer import Tokenizer
 from sessions.types import Message, TokenId
+from tests.rendering import render
 
 FOLDERS = [
     "chatml_folder",
