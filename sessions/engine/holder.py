@@ -11,7 +11,6 @@ from sessions.engine.block_table import BlockTable
 from sessions.engine.block_tree import Match
 from sessions.engine.request import Request
 from sessions.engine.schedule import Load, Schedule
-from sessions.types import BlockHash
 
 
 class Holder:
@@ -85,13 +84,9 @@ class Holder:
 
     # -- register --
 
-    def register_full_blocks(self, request: Request) -> list[BlockHash]:
-        """Hash blocks that just became full, after their KV exists; swap in the stored twin where there is one.
-
-        Returns their hashes.
-        """
+    def register_full_blocks(self, request: Request) -> None:
+        """Hash blocks that just became full, after their KV exists; swap in the stored twin where there is one."""
         size = self._pool.block_size
-        registered: list[BlockHash] = []
         for index in range(request.num_registered_blocks, request.num_shown_tokens // size):
             parent = request.block_table[index - 1] if index else None
             block_hash = request.chain.hashes[index]
@@ -99,11 +94,9 @@ class Holder:
             held = request.block_table[index]
             block = self._pool.register_full(held, request.root, parent, block_hash, tokens, request.owner)
             if not block.is_full:
-                break
+                return
             request.block_table[index] = block
             request.num_registered_blocks = index + 1
-            registered.append(block_hash)
-        return registered
 
     def register_tail(self, request: Request) -> None:
         """Make the last, partial block findable by its tokens."""

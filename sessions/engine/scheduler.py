@@ -9,9 +9,9 @@
 Order of a step's token budget: one token for every running request that only decodes, then prompts being computed, then
 admissions in order of arrival. So a long prompt is chunked and never stops a running stream for longer than one step.
 
-Identical prefixes arriving together are computed once: `_computing` names the blocks some running request is about to
-compute; a waiting request whose next missing block is among them waits for it instead of computing it again. Forks (`n`
-choices) are nothing else: `n` requests with one prompt.
+Identical prefixes arriving together are computed once: `_computing` names the blocks of prompts that are being computed; a
+waiting request whose next missing block is among them waits for it instead of computing it again. Forks (`n` choices)
+are nothing else: `n` requests with one prompt.
 """
 
 import time
@@ -229,7 +229,7 @@ class Scheduler:
             request = entry.request
             request.num_computed_tokens += entry.num_tokens
             prompt_done = entry.start < request.num_prompt_tokens <= request.num_computed_tokens
-            self._register(request)
+            self.holder.register_full_blocks(request)
             if prompt_done:
                 self.holder.register_tail(request)
                 self._stop_computing(request)
@@ -251,7 +251,7 @@ class Scheduler:
         self.num_generated_tokens += count
         if len(token_ids) > 1:
             request.num_computed_tokens += min(count, len(token_ids) - 1)
-            self._register(request)
+            self.holder.register_full_blocks(request)
         stored: tuple[BlockHash, ...] = ()
         if prompt_done and request.admitted_at is not None:
             num_computed = request.num_prompt_tokens - (request.num_cached_tokens or 0)
@@ -271,11 +271,6 @@ class Scheduler:
             prediction=(request.num_accepted_prediction_tokens, request.num_rejected_prediction_tokens),
             num_restored_tokens=request.num_restored_tokens,
         )
-
-    def _register(self, request: Request) -> None:
-        for block_hash in self.holder.register_full_blocks(request):
-            if self._computing.get(block_hash) is request:
-                del self._computing[block_hash]
 
     def _stop_computing(self, request: Request) -> None:
         for key in [key for key, owner in self._computing.items() if owner is request]:
