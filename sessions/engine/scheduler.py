@@ -9,8 +9,8 @@
 Order of a step's token budget: one token for every running request that only decodes, then prompts being computed, then
 admissions in order of arrival. So a long prompt is chunked and never stops a running stream for longer than one step.
 
-Identical prefixes arriving together are computed once: `_computing` names the blocks of prompts that are being computed; a
-waiting request whose next missing block is among them waits for it instead of computing it again. Forks (`n` choices)
+Identical prefixes arriving together are computed once: `_computing` names the blocks of prompts under way; a waiting
+request whose next missing block is among them waits for it instead of computing it again. Forks (`n` choices)
 are nothing else: `n` requests with one prompt.
 """
 
