@@ -14,7 +14,7 @@ BlockHash = NewType("BlockHash", bytes)
 RequestId = NewType("RequestId", str)
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +34,55 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made. arguments: JSON as it was written, which may not be valid."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One chat message, after the wire: content parts are joined, `null` content is the empty string.
 
     parts: cover `content` from left to right if one of them is marked; else empty, for a string and its pieces mean
-    the same.
+    the same. tool_calls, reasoning: an assistant's only.
     """
 
     role: Role
     content: str = ""
     tool_call_id: str | None = None
     parts: tuple[Part, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call; `parameters` is its JSON Schema."""
+    """A function the model may call; `parameters` is its JSON Schema. strict: arguments must match it."""
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools the model may or must call. names: only these; None is all."""
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    names: tuple[str, ...] | None = None
+    is_parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a reply must match. source: a JSON Schema, as JSON; or llguidance's dialect of Lark."""
+
+    kind: Literal["json_schema", "lark"]
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +91,8 @@ class SamplingParams:
 
     temperature: 0 is greedy. top_k: 0 is off. min_p: 0 is off. top_p: 1 is off.
     seed: any 64-bit int; None draws one. max_tokens: None is "up to the context".
-    logit_bias: token id -> added to the logit.
+    logit_bias: token id -> added to the logit. num_logprobs: alternatives reported with each token; None is no
+    report. grammar: None is any text.
     """
 
     temperature: float = 1.0
@@ -76,6 +106,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
+    num_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +140,7 @@ class ChatRequest:
     cache_salt: str | None = None
     """Narrows sharing inside the tenant; never widens it."""
     tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
     prediction: str = ""
     """What the client expects the answer to be; a source of drafts, never of tokens."""
     cache: CacheOptions = CacheOptions()
@@ -201,12 +234,36 @@ class PromptReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """A piece of the call at `index` of a choice. id, name: on its first piece only; `arguments` is concatenated."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A drawn token as the unmodified distribution saw it. text, bytes: of the token alone. top: alternatives, the
+    likeliest first."""
+
+    text: str
+    bytes: bytes
+    logprob: float
+    top: "tuple[TokenLogprob, ...]" = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of one choice. `text` may be empty; `finish_reason` is set on a choice's last delta only."""
 
     choice: int
     text: str
     finish_reason: FinishReason | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallPiece, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
