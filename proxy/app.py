@@ -20,6 +20,7 @@ from proxy.limits import InFlight, admit
 from proxy.logs import RequestLog, attach_request_id
 from proxy.metrics import Metrics
 from proxy.reply import OpenReplies
+from proxy.replying import Replier
 from proxy.settings import Settings
 from proxy.system import ModelController, SystemController
 from sessions.service import ChatService
@@ -45,8 +46,8 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
         dependencies={
             "settings": Provide(_provide_settings),
             "service": Provide(_provide_service),
-            "open_replies": Provide(_provide_open_replies),
             "metrics": Provide(_provide_metrics),
+            "replier": Provide(_provide_replier),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         before_send=[attach_request_id],
@@ -79,11 +80,10 @@ async def _provide_service(state: State) -> ChatService:
     return service
 
 
-async def _provide_open_replies(state: State) -> OpenReplies:
-    open_replies: OpenReplies = state.open_replies
-    return open_replies
-
-
 async def _provide_metrics(state: State) -> Metrics:
     metrics: Metrics = state.metrics
     return metrics
+
+
+async def _provide_replier(state: State) -> Replier:
+    return Replier(state.service, state.settings, state.metrics, state.open_replies)

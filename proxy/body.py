@@ -9,7 +9,7 @@ import asyncio
 import re
 from array import array
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
@@ -17,7 +17,10 @@ from litestar.exceptions import InternalServerException
 
 from proxy.errors import BodyTimeout, ClientDisconnected
 from proxy.schemas import CHAT_DECODER, ChatCompletionRequest
+from proxy.settings import Settings
 from sessions.errors import InvalidRequest
+
+Body = TypeVar("Body")
 
 _PATH = re.compile(r"^(?P<message>.*) - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`")
@@ -40,27 +43,34 @@ def nesting_depth(body: bytes) -> int:
     return max(accumulate(array("b", steps)), default=0)
 
 
-def decode_chat_request(body: bytes, *, max_depth: int, max_messages: int) -> ChatCompletionRequest:
+def decode_body(body: bytes, decoder: msgspec.json.Decoder[Body], *, max_depth: int) -> Body:
     """Raises InvalidRequest with the first fault's `param`; no more than one short value is quoted."""
     if body.count(b"{") + body.count(b"[") > max_depth and nesting_depth(body) > max_depth:
         raise InvalidRequest(f"The request body is nested more than {max_depth} levels deep.")
     try:
-        request = CHAT_DECODER.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _fault(str(error)) from None
+        raise fault(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest("The request body is not valid JSON in UTF-8.") from None
     except RecursionError:
         raise InvalidRequest("The request body is nested too deeply.") from None
-    if len(request.messages) > max_messages:
-        raise InvalidRequest(
-            f"At most {max_messages} messages are accepted, not {len(request.messages)}.", param="messages"
-        )
+
+
+def decode_chat_request(body: bytes, *, max_depth: int, max_messages: int) -> ChatCompletionRequest:
+    """As `decode_body`, and bounds the messages."""
+    request = decode_body(body, CHAT_DECODER, max_depth=max_depth)
+    check_count(len(request.messages), max_messages, "messages")
     return request
 
 
-def _fault(text: str) -> InvalidRequest:
-    """`Expected `int`, got `str` - at `$.messages[0].x`` into OpenAI's message and param."""
+def check_count(count: int, most: int, param: str) -> None:
+    if count > most:
+        raise InvalidRequest(f"At most {most} {param} are accepted, not {count}.", param=param)
+
+
+def fault(text: str) -> InvalidRequest:
+    """msgspec's `Expected `int`, got `str` - at `$.messages[0].x`` into OpenAI's message and param."""
     match = _PATH.match(text)
     message, path = (match["message"], match["path"]) if match else (text, "")
     missing = _MISSING.fullmatch(message)
@@ -78,7 +88,7 @@ def _sentence(message: str) -> str:
 
 
 class BodyRequest(Request[Any, Any, Any]):
-    """`request_class` of the chat controller. Litestar asks for `body()`, then for `json()`."""
+    """`request_class` of controllers with a chat request's body. Litestar asks for `body()`, then for `json()`."""
 
     async def body(self) -> bytes:
         """Raises BodyTimeout, ClientDisconnected, and Litestar's 413."""
@@ -92,7 +102,8 @@ class BodyRequest(Request[Any, Any, Any]):
 
     async def json(self) -> Any:
         """The decoded Struct. Raises InvalidRequest."""
-        settings = self.app.state.settings
-        return decode_chat_request(
-            await self.body(), max_depth=settings.max_json_depth, max_messages=settings.max_messages
-        )
+        return self.decode(await self.body(), self.app.state.settings)
+
+    def decode(self, body: bytes, settings: Settings) -> Any:
+        """What other bodies than a chat request's override."""
+        return decode_chat_request(body, max_depth=settings.max_json_depth, max_messages=settings.max_messages)
