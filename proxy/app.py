@@ -1,7 +1,7 @@
 """The factory: settings and a service into a Litestar application. Wiring only.
 
 /v1            RequestLog ▸ guard: API key ▸ [guard: admission] ChatController, CacheController; ModelController
-/health /ready /metrics /schema/openapi.json      open
+/health /ready /metrics /schema      open
 """
 
 from litestar import Litestar, Router
@@ -9,18 +9,19 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
 from proxy.auth import KeyRing, require_api_key
 from proxy.cache import CacheController
 from proxy.chat import ChatController
+from proxy.docs_page import DocsController
 from proxy.errors import EXCEPTION_HANDLERS
 from proxy.limits import InFlight, admit
 from proxy.logs import RequestLog, attach_request_id
 from proxy.metrics import Metrics
+from proxy.openapi import openapi_document
 from proxy.reply import OpenReplies
 from proxy.replying import Replier
+from proxy.schemas import ENCODER
 from proxy.settings import Settings
 from proxy.system import ModelController, SystemController
 from sessions.service import ChatService
@@ -31,7 +32,7 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
 
     What requests share is in `app.state`, nothing in guards or middleware: Litestar copies those for every
     route. settings, key_ring, in_flight, metrics, service (once open), open_replies (a drain ends them at its
-    time limit).
+    time limit), openapi (the encoded document).
     """
 
     state = State({"settings": settings, "open_replies": OpenReplies()})
@@ -40,8 +41,8 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
     state.key_ring = KeyRing(settings.key_pairs())
     state.in_flight = InFlight(settings.max_inflight, settings.max_inflight_per_tenant)
     state.metrics = Metrics(lambda: state.service.stats())  # noqa: PLW0108  (late: the service may not be open)
-    return Litestar(
-        route_handlers=[_api_router(), SystemController],
+    app = Litestar(
+        route_handlers=[_api_router(), SystemController, DocsController],
         state=state,
         dependencies={
             "settings": Provide(_provide_settings),
@@ -54,10 +55,10 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
         request_max_body_size=settings.max_body_bytes,
         cors_config=CORSConfig(allow_origins=settings.cors_origin_list) if settings.cors_origins else None,
         logging_config=None,
-        openapi_config=OpenAPIConfig(
-            title="Anaphora", version="1", path="/schema", render_plugins=[JsonRenderPlugin()]
-        ),
+        openapi_config=None,
     )
+    app.state.openapi = ENCODER.encode(openapi_document(app))
+    return app
 
 
 def _api_router() -> Router:

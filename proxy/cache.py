@@ -4,13 +4,16 @@ Bodies are those of chat completions, so that a client sends what it would send 
 says whose cache it is (`cache_salt`) count. A tenant sees and touches nothing of another's.
 """
 
+from typing import Annotated
+
 from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, JSONBody
+from litestar.params import JSONBody, PathParameter
 
 from proxy.asked import asked_of
 from proxy.body import BodyRequest
 from proxy.cache_schemas import CacheDropped, CacheEntries, CacheEntry, CacheExplanation, CachePinned, CacheWarmed
+from proxy.documented import answers
 from proxy.schemas import ChatCompletionRequest
 from proxy.scope import request_scope
 from proxy.settings import Settings
@@ -23,9 +26,15 @@ class CacheController(Controller):
     """Bodies and limits as for chat."""
 
     path = "/cache"
+    tags = ("Cache",)
     request_class = BodyRequest
 
-    @post("/explain", status_code=200, summary="What the cache has of a chat request, and why no more; nothing is run")
+    @post(
+        "/explain",
+        status_code=200,
+        opt=answers(404),
+        summary="What the cache has of a chat request, and why no more; nothing is run",
+    )
     async def explain(
         self,
         request: BodyRequest,
@@ -37,7 +46,12 @@ class CacheController(Controller):
             await service.explain(asked_of(service, data, request_scope(request.scope), settings))
         )
 
-    @post("/warm", status_code=200, summary="Compute and keep what the messages render to, and say nothing")
+    @post(
+        "/warm",
+        status_code=200,
+        opt=answers(404),
+        summary="Compute and keep what the messages render to, and say nothing",
+    )
     async def warm(
         self,
         request: BodyRequest,
@@ -52,7 +66,7 @@ class CacheController(Controller):
             cache_write_tokens=usage.cache_write_tokens,
         )
 
-    @post("/pin", status_code=200, summary="Never evict what is stored of the messages")
+    @post("/pin", status_code=200, opt=answers(404), summary="Never evict what is stored of the messages")
     async def pin(
         self,
         request: BodyRequest,
@@ -63,7 +77,7 @@ class CacheController(Controller):
         asked = asked_of(service, data, request_scope(request.scope), settings)
         return CachePinned(object="cache.pinned", tokens=await service.cache.pin(asked))
 
-    @post("/unpin", status_code=200, summary="Undo the longest pin on the messages")
+    @post("/unpin", status_code=200, opt=answers(404), summary="Undo the longest pin on the messages")
     async def unpin(
         self,
         request: BodyRequest,
@@ -74,7 +88,12 @@ class CacheController(Controller):
         asked = asked_of(service, data, request_scope(request.scope), settings)
         return CachePinned(object="cache.unpinned", tokens=await service.cache.unpin(asked))
 
-    @post("/drop", status_code=200, summary="Forget the last block of the messages and all that follows it")
+    @post(
+        "/drop",
+        status_code=200,
+        opt=answers(404),
+        summary="Forget the last block of the messages and all that follows it",
+    )
     async def drop(
         self,
         request: BodyRequest,
@@ -98,9 +117,12 @@ class CacheController(Controller):
     async def drop_all(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheDropped:
         return CacheDropped(tokens=await service.cache.drop_all(request_scope(request.scope).caller))
 
-    @delete("/{entry_id:str}", status_code=200, summary="Forget what an entry shares with no other")
+    @delete("/{entry_id:str}", status_code=200, opt=answers(400), summary="Forget what an entry shares with no other")
     async def drop_entry(
-        self, request: BodyRequest, entry_id: FromPath[str], service: NamedDependency[ChatService]
+        self,
+        request: BodyRequest,
+        entry_id: Annotated[str, PathParameter(description="`id` of an entry: a hexadecimal number.")],
+        service: NamedDependency[ChatService],
     ) -> CacheDropped:
         try:
             leaf_hash = BlockHash(bytes.fromhex(entry_id))

@@ -15,9 +15,18 @@ from msgspec import UNSET, UnsetType
 from proxy import sse
 from proxy.asked import asked_of
 from proxy.body import BodyRequest
+from proxy.documented import answers
 from proxy.reply import Reply
 from proxy.replying import Replier, unless_client_leaves
-from proxy.schemas import AnaphoraReport, AnswerMessage, ChatCompletion, ChatCompletionRequest, Choice, CompletionUsage
+from proxy.schemas import (
+    AnaphoraReport,
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    Choice,
+    CompletionUsage,
+)
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from sessions.service import ChatService
@@ -27,9 +36,14 @@ class ChatController(Controller):
     """Guards and limits stand in `app.py`, where the router is made."""
 
     path = "/chat/completions"
+    tags = ("Chat",)
     request_class = BodyRequest
 
-    @post(status_code=200, summary="Create a chat completion, whole or as server-sent events")
+    @post(
+        status_code=200,
+        summary="Create a chat completion, whole or as server-sent events",
+        opt=answers(404, 504, events=ChatCompletionChunk),
+    )
     async def create(
         self,
         request: BodyRequest,
@@ -38,6 +52,10 @@ class ChatController(Controller):
         settings: NamedDependency[Settings],
         replier: NamedDependency[Replier],
     ) -> Response[ChatCompletion] | Stream:
+        """With `stream` the answer is `text/event-stream`: each event is one line `data: {...}` and a blank line, the
+        last one `data: [DONE]`. A silence is filled with comments (`: keep-alive`). What goes wrong before the first
+        token has a real status; after it, an event `data: {"error": {...}}` comes before the last.
+        """
         held = request_scope(request.scope)
         asked = asked_of(service, data, held, settings)
         reply = await replier.open(request, asked)

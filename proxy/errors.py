@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ImproperlyConfiguredException
@@ -51,6 +52,23 @@ class CompletionTimeout(SessionError):
         super().__init__(f"The completion took longer than this server's limit of {limit_s:g} seconds.")
 
 
+class ErrorFields(msgspec.Struct, frozen=True, kw_only=True):
+    """type: `invalid_request_error`, `rate_limit_error` or `server_error`. param: path of the field at fault, e.g.
+    `messages[2].role`. code: what a program may test for.
+    """
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of every error."""
+
+    error: ErrorFields
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
     """An OpenAI error with its status and headers."""
@@ -62,8 +80,8 @@ class ErrorAnswer:
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+    def body(self) -> ErrorBody:
+        return ErrorBody(error=ErrorFields(message=self.message, type=self.type, param=self.param, code=self.code))
 
 
 INVALID_HTTP = ErrorAnswer(400, "What was received is not an HTTP/1.1 request.", code="invalid_http")
@@ -141,7 +159,7 @@ def _proxy_error_answer(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(CLIENT_CLOSED_REQUEST, "The client closed the connection.", code="client_disconnected")
 
 
-def _response(request: Request[Any, Any, Any], answer: ErrorAnswer) -> Response[dict[str, Any]]:
+def _response(request: Request[Any, Any, Any], answer: ErrorAnswer) -> Response[ErrorBody]:
     request_scope(request.scope).fields["error"] = answer.code or answer.type
     return Response(
         answer.body(),
@@ -151,21 +169,21 @@ def _response(request: Request[Any, Any, Any], answer: ErrorAnswer) -> Response[
     )
 
 
-def _handle_session_error(request: Request[Any, Any, Any], error: SessionError) -> Response[dict[str, Any]]:
+def _handle_session_error(request: Request[Any, Any, Any], error: SessionError) -> Response[ErrorBody]:
     return _response(request, session_error_answer(error))
 
 
-def _handle_proxy_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+def _handle_proxy_error(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
     return _response(request, _proxy_error_answer(error))
 
 
-def _handle_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
+def _handle_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorBody]:
     if error.status_code >= 500:
         return _handle_unexpected(request, error)
     return _response(request, _http_error_answer(error))
 
 
-def _handle_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+def _handle_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
     log_unexpected(request_scope(request.scope).request_id, error)
     return _response(request, internal_error_answer())
 

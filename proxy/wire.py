@@ -10,12 +10,12 @@ of connections. A refusal has OpenAI's body and a request id, and its connection
 still sending may see a reset instead.
 """
 
-import json
 from asyncio import TimerHandle, Transport
 from http import HTTPStatus
 from typing import ClassVar
 from uuid import uuid4
 
+import msgspec
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -137,7 +137,7 @@ class WireProtocol(HttpToolsProtocol):
 
 
 def _encoded(answer: ErrorAnswer, request_id: str) -> bytes:
-    body = json.dumps(answer.body()).encode()
+    body = msgspec.json.encode(answer.body())
     headers = {
         **answer.headers,
         "content-type": "application/json",

