@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxy.explain_command import explain
-from proxy.options import SettingsError, load_settings, settings_options
+from proxy.options import SettingsError, load_settings, option_name, settings_options
 from proxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def _run(settings: Settings) -> None:
     # loop, finds every core taken and steps become ten times slower (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     logs.configure(settings.log_level, settings.log_format)
+    _refuse_shared_prompts(settings)
     try:
         bound = bind(settings.host, settings.port)
     except (OSError, UnicodeError) as error:
@@ -106,6 +107,18 @@ def _bind_refusal(settings: Settings, error: OSError | UnicodeError) -> click.Cl
     if error.errno == errno.EADDRINUSE:
         return click.ClickException(f"{address} is in use; choose another --port (ANAPHORA_PORT).")
     return SettingsError(f"Cannot listen on {address}: {error.strerror}.")
+
+
+def _refuse_shared_prompts(settings: Settings) -> None:
+    """Read them once before a model is loaded."""
+    from proxy.shared_prompts import read_shared_prompts
+
+    try:
+        read_shared_prompts(settings)
+    except OSError as error:
+        raise SettingsError(f"{option_name('shared_prompts')}: {error.filename}: {error.strerror}.") from None
+    except ValueError as error:
+        raise SettingsError(f"{option_name('shared_prompts')}: {error}.") from None
 
 
 @contextlib.contextmanager

@@ -105,13 +105,17 @@ class CacheDropped(Struct, frozen=True, kw_only=True):
 
 
 class CacheEntry(Struct, frozen=True, kw_only=True):
-    """One stored path. id: for `DELETE`; null for less than a block. ttl_s: null where it cannot expire."""
+    """One stored path. id: for `DELETE`; null for less than a block. ttl_s: null where it cannot expire.
+
+    declared_tokens: leading ones that the operator shares between tenants; they are in no tenant's totals.
+    """
 
     id: str | None
     object: Literal["cache.entry"] = "cache.entry"
     tier: Literal["pool"] = "pool"
     tokens: int
     shared_tokens: int
+    declared_tokens: int
     bytes: int
     age_s: float
     hits: int
@@ -124,7 +128,8 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
             id=None if held.leaf_hash is None else held.leaf_hash.hex(),
             tokens=held.num_tokens,
             shared_tokens=held.num_shared_tokens,
-            bytes=held.num_tokens * bytes_per_token,
+            declared_tokens=held.num_declared_tokens,
+            bytes=(held.num_tokens - held.num_declared_tokens) * bytes_per_token,
             age_s=round(held.age_s, 3),
             hits=held.num_hits,
             ttl_s=held.ttl_s,

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from proxy.app import create_app
 from proxy.settings import Settings
+from proxy.shared_prompts import read_shared_prompts
 from proxy.wire import wire_protocol
 from sessions.errors import Draining, SessionError
 from sessions.service import ChatService
@@ -128,4 +129,4 @@ def _service_options(settings: Settings) -> ServiceOptions:
     for name, value in values.items():
         if isinstance(value, SecretStr):
             values[name] = value.get_secret_value()
-    return ServiceOptions(**values)
+    return ServiceOptions(**(values | {"shared_prompts": read_shared_prompts(settings)}))

@@ -174,6 +174,11 @@ class Settings(BaseSettings):
         description="Server secret that tenants' cache keys derive from; empty means one kept in the cache "
         "folder (mode 0600). Replicas that share an index need the same.",
     )
+    shared_prompts: str = Field(
+        "",
+        description="Files whose beginning of a prompt all tenants share in the cache, comma-separated: a system "
+        "prompt's text, or (`.json`) messages and tools as in a request.",
+    )
     cors_origins: str = Field("", description="Origins that browsers may call from, comma-separated; empty means none.")
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder of converted models and of the server secret."
@@ -239,6 +244,10 @@ class Settings(BaseSettings):
     @property
     def cors_origin_list(self) -> list[str]:
         return [origin for part in self.cors_origins.split(",") if (origin := part.strip())]
+
+    @property
+    def shared_prompt_files(self) -> list[Path]:
+        return [Path(part.strip()) for part in self.shared_prompts.split(",") if part.strip()]
 
     def key_pairs(self) -> tuple[tuple[str, str], ...]:
         """Every configured (tenant, key), the file's included. Raises OSError and ValueError."""

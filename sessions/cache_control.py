@@ -19,6 +19,7 @@ from sessions.engine.losses import Loss
 from sessions.engine.pins import PinLimitExceeded
 from sessions.errors import InvalidRequest
 from sessions.explain import LEAST_SHARED_TOKENS, SNIPPET_CHARS, Findings, Lost, explain
+from sessions.hashing import HashChain
 from sessions.index import PrefixIndex
 from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies, Transcript
@@ -80,24 +81,34 @@ class CacheControl:
     # -- pinning and dropping --
 
     async def pin(self, request: ChatRequest) -> int:
-        """Never evict what is stored of these messages. Returns tokens. Raises InvalidRequest past the limit."""
-        root, hashes = await self._path(request)
+        """Never evict what is stored of these messages. Returns tokens. Raises InvalidRequest past the limit.
+
+        Messages of which every whole block is shared between tenants cannot be pinned: none of it is the caller's.
+        """
+        chain = await self._path(request)
         try:
-            num_blocks = await self._between_steps(lambda: self._pool.pin(root, hashes))
+            num_blocks = await self._between_steps(lambda: self._pool.pin(chain.branch, chain.hashes))
         except PinLimitExceeded as error:
             raise InvalidRequest(f"Too much is pinned: {error}.", param="messages", code="pin_limit_exceeded") from None
         return num_blocks * self._pool.block_size
 
     async def unpin(self, request: ChatRequest) -> int:
         """Returns the tokens of the longest pin on these messages, which is undone; 0 if there is none."""
-        root, hashes = await self._path(request)
-        num_blocks = await self._between_steps(lambda: self._pool.unpin(root, hashes, time.monotonic()))
+        chain = await self._path(request)
+        num_blocks = await self._between_steps(lambda: self._pool.unpin(chain.branch, chain.hashes, time.monotonic()))
         return num_blocks * self._pool.block_size
 
     async def drop(self, request: ChatRequest) -> int:
-        """Forget what is stored of these messages' last block and after it. Returns tokens."""
-        root, hashes = await self._path(request)
-        return await self._forget(root, hashes[-1]) if hashes else 0
+        """Forget what is stored of these messages' last block and after it. Returns tokens.
+
+        Shared blocks stay: they are the operator's. What the caller has after them goes.
+        """
+        chain = await self._path(request)
+        if not chain.hashes:
+            return 0
+        is_own = len(chain.hashes) > chain.num_shared_blocks
+        self._replies.forget(chain.root)
+        return await self._forget(chain.branch, chain.hashes[-1] if is_own else None)
 
     async def drop_path(self, tenant: Tenant, leaf_hash: BlockHash) -> int:
         """Forget what this leaf's path shares with no other. Returns tokens; 0 for a leaf that is not the tenant's."""
@@ -106,8 +117,9 @@ class CacheControl:
             block = self._pool.find(leaf_hash)
             if block is None or block.root != path_root or any(child.is_full for child in block.children or ()):
                 return None
-            while block.parent is not None and len(block.parent.children or ()) == 1:
-                block = block.parent
+            parent = block.parent
+            while parent is not None and parent.root == path_root and len(parent.children or ()) == 1:
+                block, parent = parent, parent.parent
             return block.block_hash
 
         def find() -> tuple[BlockHash, BlockHash] | None:
@@ -118,7 +130,10 @@ class CacheControl:
             return None
 
         found = await self._between_steps(find)
-        return 0 if found is None else await self._forget(*found)
+        if found is None:
+            return 0
+        self._replies.forget(self._unsalted(tenant))
+        return await self._forget(*found)
 
     async def drop_all(self, tenant: Tenant) -> int:
         """Forget everything of a tenant's: pool, disk, and what this process knows of its replies. Returns tokens.
@@ -126,8 +141,10 @@ class CacheControl:
         Where the pool has nothing of it, the disk is known by the root without a salt alone.
         """
         roots = await self._between_steps(lambda: self._pool.roots_of(tenant.id))
-        unsalted = self._root_of(ChatRequest((), tenant=tenant))
-        return sum([await self._forget(root, None) for root in {unsalted, *roots}])
+        return sum([await self._forget(root, None) for root in {self._unsalted(tenant), *roots}])
+
+    def _unsalted(self, tenant: Tenant) -> BlockHash:
+        return self._root_of(ChatRequest((), tenant=tenant))
 
     async def _forget(self, root: BlockHash, first: BlockHash | None) -> int:
         """On disk whole files go, up to 256 tokens more: better too much than what was to go."""
@@ -137,22 +154,20 @@ class CacheControl:
             await asyncio.to_thread(self._disk.drop, root, first)
         return num_tokens
 
-    async def _path(self, request: ChatRequest) -> tuple[BlockHash, Sequence[BlockHash]]:
-        """Root and block hashes of a request's messages."""
-        root = self._root_of(request)
-        return root, (await self._prompter.prompt(request, root, is_open=False)).chain.hashes
+    async def _path(self, request: ChatRequest) -> HashChain:
+        """The blocks of a request's messages."""
+        return (await self._prompter.prompt(request, self._root_of(request), is_open=False)).chain
 
     # -- explaining --
 
     async def explain(self, request: ChatRequest, prompted: Prompted) -> Explanation:
         """prompted: of a request that `wants_explanation`, so that places in it are known."""
-        root, token_ids, hashes = prompted.chain.root, prompted.token_ids, prompted.chain.hashes
+        chain, token_ids = prompted.chain, prompted.token_ids
         size = self._pool.block_size
-        in_pool = await self._between_steps(lambda: self._look(root, hashes, token_ids))
+        in_pool = await self._between_steps(lambda: self._look(chain, token_ids))
         num_blocks = in_pool.num_held // size
-        num_disk = self._disk.num_held(root, hashes, num_blocks) if self._disk is not None else 0
-        elsewhere = await self._index.lookup(root, hashes) if num_blocks < len(hashes) else None
-        num_elsewhere = 0 if elsewhere is None else max(0, elsewhere.num_other_blocks - num_blocks - num_disk)
+        num_disk = self._disk.num_held(chain, num_blocks) if self._disk is not None else 0
+        num_elsewhere = await self._index.num_elsewhere(chain, num_blocks + num_disk)
         held = max(in_pool.num_held, (num_blocks + num_disk) * size if num_disk else 0)
         is_alike, shared, then = self._closest(prompted)
         if shared <= held:  # pool and disk know prompts of which no transcript is left
@@ -171,15 +186,20 @@ class CacheControl:
         )
         return explain(found, self._divergence(request, prompted, shared, then))
 
-    def _look(self, root: BlockHash, hashes: Sequence[BlockHash], token_ids: Sequence[int]) -> _InPool:
+    def _look(self, chain: HashChain, token_ids: Sequence[int]) -> _InPool:
         """Engine thread."""
-        match = self._pool.match(root, hashes, token_ids[:-1])
+        hashes = chain.hashes
+        match = self._pool.match_chain(chain, token_ids[:-1])
         num_blocks = len(match.blocks)
         num_held = num_blocks * self._pool.block_size + match.num_tail_tokens
         loss = self._pool.loss(hashes[num_blocks]) if num_blocks < len(hashes) else None
         last = match.blocks[-1] if match.blocks else None
         same = tuple(token_ids[num_held - match.num_tail_tokens : num_held])
-        then = self._pool.continuation(root, last, same, SNIPPET_TOKENS) if num_held >= LEAST_SHARED_TOKENS else ()
+        then = (
+            self._pool.continuation(chain.branch_at(num_blocks), last, same, SNIPPET_TOKENS)
+            if num_held >= LEAST_SHARED_TOKENS
+            else ()
+        )
         return _InPool(num_held, loss, then)
 
     def _closest(self, prompted: Prompted) -> tuple[bool, int, tuple[int, ...]]:

@@ -5,6 +5,13 @@
     h[0]        blake2b-128(root   ‖ token ids of block 0, little-endian u32)
     h[i]        blake2b-128(h[i-1] ‖ token ids of block i, little-endian u32)
 
+A prompt that begins with blocks that the operator declared shared (`SharedContent`) is two chains, each with a root of
+its own: the shared one, whose root no tenant is in, and the tenant's, whose root binds where it leaves the other.
+
+    shared root blake2b-128(key = shared key, person "anaphora/root/1", fields of RootFields)
+    shared key  blake2b-256(key = server secret, person "anaphora/shared1")
+    branch      blake2b-128(root ‖ last shared block hash, person "anaphora/branch1"): the root of the second chain
+
 Only the root is keyed: without it nobody can compute a hash, or test a guess against one seen in Redis, so a
 key per block would buy nothing. Every variable-length value carries its length, so no two inputs share an
 encoding. Whatever changes a bit of this is a new version and a release note: every tier, and every replica,
@@ -16,7 +23,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 from sessions.types import BlockHash
 
@@ -26,6 +33,8 @@ TOKEN_BYTES: Final = 4
 MIN_SECRET_BYTES: Final = 16
 
 _TENANT_PERSON: Final = b"anaphora/tenant1"
+_SHARED_PERSON: Final = b"anaphora/shared1"
+_BRANCH_PERSON: Final = b"anaphora/branch1"
 _ROOT_PERSON: Final = b"anaphora/root/1"
 _MAX_KEY_BYTES: Final = 64
 
@@ -60,18 +69,32 @@ def tenant_key(server_secret: bytes, tenant_id: str, cache_salt: str | None) -> 
 
     Raises ValueError for a secret shorter than MIN_SECRET_BYTES.
     """
+    salt = b"\x00" if cache_salt is None else b"\x01" + _text(cache_salt)
+    return blake2b(
+        _text(tenant_id) + salt, key=_secret_key(server_secret), person=_TENANT_PERSON, digest_size=32
+    ).digest()
+
+
+def shared_key(server_secret: bytes) -> bytes:
+    """What `tenant_key` is for a tenant, for content that the operator declared shared. Raises as that does."""
+    return blake2b(key=_secret_key(server_secret), person=_SHARED_PERSON, digest_size=32).digest()
+
+
+def _secret_key(server_secret: bytes) -> bytes:
     if len(server_secret) < MIN_SECRET_BYTES:
         raise ValueError(f"the server secret must have at least {MIN_SECRET_BYTES} bytes, not {len(server_secret)}")
-    if len(server_secret) > _MAX_KEY_BYTES:
-        server_secret = blake2b(server_secret).digest()
-    salt = b"\x00" if cache_salt is None else b"\x01" + _text(cache_salt)
-    return blake2b(_text(tenant_id) + salt, key=server_secret, person=_TENANT_PERSON, digest_size=32).digest()
+    return server_secret if len(server_secret) <= _MAX_KEY_BYTES else blake2b(server_secret).digest()
 
 
 def root_hash(root_fields: RootFields, key: bytes) -> BlockHash:
     """The parent hash of every first block computed under `root_fields` for the holder of `key`."""
     data = encode_fields(root_fields)
     return BlockHash(blake2b(data, key=key, person=_ROOT_PERSON, digest_size=DIGEST_BYTES).digest())
+
+
+def branch_root(root: BlockHash, last_shared: BlockHash) -> BlockHash:
+    """What hangs under `root` after the shared block `last_shared`. Without `root` nobody can compute it."""
+    return BlockHash(blake2b(root + last_shared, person=_BRANCH_PERSON, digest_size=DIGEST_BYTES).digest())
 
 
 def encode_fields(root_fields: RootFields) -> bytes:
@@ -110,39 +133,111 @@ def token_bytes(token_ids: Sequence[int]) -> bytes:
     return words.tobytes()
 
 
+@dataclass(frozen=True, slots=True)
+class SharedContent:
+    """What an operator declared shared. root: of its blocks. hashes: of every block that lies wholly inside it."""
+
+    root: BlockHash
+    hashes: frozenset[BlockHash]
+
+
+class Stretch(NamedTuple):
+    """Blocks [start, end) of a prompt: a chain of its own under `root`."""
+
+    root: BlockHash
+    start: int
+    end: int
+
+
 class HashChain:
     """The hashes of one growing token sequence. Extending it hashes new tokens only, whatever came before.
 
     block_size 4, after extend([a b c d e f]) and extend([g h i]):
     tokens   a b c d │ e f g h │ i
     hashes   h0        h1        (i waits in the tail)
+
+    With `shared`, as many leading blocks as were declared hang from its root, the others from `branch`:
+    root     shared.root          branch = branch_root(root, h1)
+    hashes   h0   h1         │    h2   h3
     """
 
-    __slots__ = ("_tail", "block_size", "hashes", "root")
+    __slots__ = ("_shared", "_tail", "block_size", "branch", "hashes", "num_shared_blocks", "root")
 
-    def __init__(self, root: BlockHash, block_size: int) -> None:
+    def __init__(self, root: BlockHash, block_size: int, shared: SharedContent | None = None) -> None:
         self.root = root
+        self.branch = root
+        """What the blocks after the shared ones hang from; `root` where there are none."""
         self.block_size = block_size
         self.hashes: list[BlockHash] = []
         """One per whole block, in order. Read only for everybody else."""
+        self.num_shared_blocks = 0
+        self._shared = shared
         self._tail: list[int] = []
 
     def fork(self) -> "HashChain":
         """A chain that goes its own way from here; nothing is hashed again."""
-        fork = HashChain(self.root, self.block_size)
+        fork = HashChain(self.root, self.block_size, self._shared)
         fork.hashes, fork._tail = self.hashes.copy(), self._tail.copy()
+        fork.branch, fork.num_shared_blocks = self.branch, self.num_shared_blocks
         return fork
 
     @property
     def num_tokens(self) -> int:
         return len(self.hashes) * self.block_size + len(self._tail)
 
+    @property
+    def parent(self) -> BlockHash:
+        """What the tail hangs from: nobody else's, even where the last whole block is shared."""
+        return self.hashes[-1] if len(self.hashes) > self.num_shared_blocks else self.branch
+
+    def root_of(self, index: int) -> BlockHash:
+        """The root of the block at `index`."""
+        return self._shared_root if index < self.num_shared_blocks else self.branch
+
+    def branch_at(self, index: int) -> BlockHash:
+        """The root of what is its own after the first `index` blocks: of a tail that ends inside shared content too."""
+        if index >= self.num_shared_blocks:
+            return self.branch
+        return branch_root(self.root, self.hashes[index - 1]) if index else self.root
+
+    def stretches(self, num_blocks: int | None = None) -> list[Stretch]:
+        """The first `num_blocks` blocks (all of them) as chains of one root each; none is empty."""
+        end = len(self.hashes) if num_blocks is None else num_blocks
+        middle = min(self.num_shared_blocks, end)
+        found = [Stretch(self._shared_root, 0, middle)] if middle else []
+        return [*found, Stretch(self.branch, middle, end)] if middle < end else found
+
     def extend(self, token_ids: Sequence[int]) -> None:
         """Raises OverflowError for an id outside u32, and then leaves the chain as it was."""
         pending = [*self._tail, *token_ids]
-        parent = self.hashes[-1] if self.hashes else self.root
-        self.hashes += chain_hashes(parent, pending, self.block_size)
-        self._tail = pending[len(pending) - len(pending) % self.block_size :]
+        shared = self._leading_shared(pending)
+        rest = pending[len(shared) * self.block_size :]
+        branch = branch_root(self.root, shared[-1]) if shared else self.branch
+        parent = branch if shared else self.parent
+        private = chain_hashes(parent, rest, self.block_size)
+        self.branch = branch
+        self.num_shared_blocks += len(shared)
+        self.hashes += shared
+        self.hashes += private
+        self._tail = rest[len(rest) - len(rest) % self.block_size :]
+
+    @property
+    def _shared_root(self) -> BlockHash:
+        assert self._shared is not None
+        return self._shared.root
+
+    def _leading_shared(self, pending: Sequence[int]) -> list[BlockHash]:
+        """Hashes of the leading blocks of `pending` that go on with what was declared. Changes nothing."""
+        found: list[BlockHash] = []
+        if self._shared is None or len(self.hashes) > self.num_shared_blocks:
+            return found
+        parent = self.hashes[-1] if self.hashes else self._shared.root
+        for start in range(0, len(pending) - self.block_size + 1, self.block_size):
+            parent = extend_tokens(parent, pending[start : start + self.block_size])
+            if parent not in self._shared.hashes:
+                break
+            found.append(parent)
+        return found
 
 
 def _value(value: object) -> bytes:

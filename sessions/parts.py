@@ -10,6 +10,7 @@ from sessions.hashing import RootFields
 from sessions.index import IndexSettings
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
+from sessions.types import SharedPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +44,5 @@ class ServiceParts:
     budgets: Mapping[str, int] = field(default_factory=dict)
     """Blocks that a tenant's cache may keep."""
     bytes_per_token: int = 0
+    shared_prompts: tuple[SharedPrompt, ...] = ()
     disk: DiskOptions | None = None

@@ -12,16 +12,28 @@ from dataclasses import dataclass
 from itertools import chain as chained
 from typing import Any, Final, TypeVar
 
+import structlog
+
 from sessions.conversation import Conversation, Turn, TurnKey, canonical, turn_key, turn_keys
-from sessions.errors import ContextLengthExceeded, InvalidRequest
-from sessions.hashing import HashChain
+from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
+from sessions.hashing import HashChain, SharedContent, chain_hashes
 from sessions.prompt import Prompt
 from sessions.render import render
 from sessions.replies import Opening, Replies, Spliced, Transcript
 from sessions.tokenizer import Tokenizer
-from sessions.types import BlockHash, Breakpoint, ChatRequest, PromptReport, TokenId
+from sessions.types import (
+    BlockHash,
+    Breakpoint,
+    ChatRequest,
+    Message,
+    PromptReport,
+    SharedPrompt,
+    TokenId,
+    Tool,
+)
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 CHARACTERS_PER_TOKEN: Final = 8
 """More than a token has in any text worth predicting: what is past it could never be reached."""
@@ -55,13 +67,39 @@ class Prompter:
     """One per service."""
 
     def __init__(
-        self, tokenizer: Tokenizer, replies: Replies, *, block_size: int, max_model_len: int, stable_first: bool
+        self,
+        tokenizer: Tokenizer,
+        replies: Replies,
+        *,
+        block_size: int,
+        max_model_len: int,
+        stable_first: bool,
+        shared_root: BlockHash | None = None,
+        shared_prompts: Sequence[SharedPrompt] = (),
     ) -> None:
+        """Raises ModelRefused for a shared prompt that the model's template or its context does not take."""
         self._tokenizer = tokenizer
         self._replies = replies
         self._block_size = block_size
         self._max_model_len = max_model_len
         self._stable_first = stable_first
+        self.shared = None if shared_root is None else self._declared(shared_root, shared_prompts)
+
+    def _declared(self, root: BlockHash, prompts: Sequence[SharedPrompt]) -> SharedContent:
+        hashes: set[BlockHash] = set()
+        for number, declared in enumerate(prompts, 1):
+            conversation = self._canonical(declared.messages, declared.tools)
+            try:
+                prompt = render(conversation, self._tokenizer.template, add_generation_prompt=False)
+                token_ids = self._tokenizer.encode(prompt, max_model_len=self._max_model_len)
+            except (InvalidRequest, ContextLengthExceeded) as error:
+                raise ModelRefused(f"Shared prompt {number} is none for this model: {error}") from error
+            hashes.update(chain_hashes(root, token_ids, self._block_size))
+        log.info("content is shared between tenants", prompts=len(prompts), blocks=len(hashes))
+        return SharedContent(root, frozenset(hashes))
+
+    def _canonical(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Conversation:
+        return self._replies.seen(canonical(messages, tools, stable_first=self._stable_first))
 
     async def prompt(self, request: ChatRequest, root: BlockHash, *, is_open: bool = True) -> Prompted:
         """Raises InvalidRequest, ContextLengthExceeded. A message is a token at the least: its template's.
@@ -72,7 +110,7 @@ class Prompter:
             raise ContextLengthExceeded(
                 num_prompt_tokens=len(request.messages), max_model_len=self._max_model_len, is_lower_bound=True
             )
-        conversation = self._replies.seen(canonical(request.messages, request.tools, stable_first=self._stable_first))
+        conversation = self._canonical(request.messages, request.tools)
         needs_places = bool(conversation.breakpoints) or request.wants_explanation  # only a whole rendering has them
         looks_up = request.splice and is_open and not needs_places
         transcript = self._replies.transcript(root, conversation) if looks_up else None
@@ -89,7 +127,8 @@ class Prompter:
         else:
             keys = await work(lambda: list(turn_keys(root, conversation)))
             spliced = await self._replies.find(root, conversation, keys) if request.splice and prompt.contents else {}
-            start = _Start(keys[-1], HashChain(root, self._block_size), spliced, len(spliced))
+            shared = self.shared if request.cache_salt is None else None  # a salt is for sharing with nobody
+            start = _Start(keys[-1], HashChain(root, self._block_size, shared), spliced, len(spliced))
         return await work(self._encoded, request, conversation, prompt, start)
 
     def place(self, prompted: Prompted, request: ChatRequest, num_tokens: int) -> tuple[str, int, int]:

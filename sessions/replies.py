@@ -84,7 +84,7 @@ class Transcript:
 
 @dataclass(slots=True)
 class Opening:
-    """A prompt whose replies are to be remembered. key: stands for its conversation.
+    """A prompt whose replies are to be remembered. root: its tenant's. key: stands for its conversation.
 
     text: as rendered; None where it cannot be taken up again as it is (`Known`). continues: the transcript it took up.
     """

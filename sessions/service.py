@@ -21,7 +21,7 @@ from sessions.engine.request import Request, RestoredBlocks
 from sessions.engine.scheduler import Scheduler
 from sessions.errors import Draining, EngineFailed
 from sessions.generation import Choice, Generation
-from sessions.hashing import root_hash, tenant_key
+from sessions.hashing import HashChain, root_hash, shared_key, tenant_key
 from sessions.index import PrefixIndex, open_index
 from sessions.keeping import keeping_of
 from sessions.parts import ServiceParts
@@ -44,7 +44,9 @@ class ChatService:
         self._loop = asyncio.get_running_loop()
         self._parts = parts
         self._config = parts.engine_config
-        self._pool = BlockPool(self._config.num_blocks, self._config.block_size, self._config.max_pinned_blocks)
+        config = self._config
+        shared_root = root_hash(parts.root_fields, shared_key(parts.secret)) if parts.shared_prompts else None
+        self._pool = BlockPool(config.num_blocks, config.block_size, config.max_pinned_blocks, shared_root)
         for tenant, num_blocks in parts.budgets.items():
             self._pool.set_budget(tenant, num_blocks)
         self._scheduler = Scheduler(self._config, self._pool)
@@ -81,8 +83,9 @@ class ChatService:
             block_size=self._config.block_size,
             max_model_len=self.max_model_len,
             stable_first=parts.stable_first,
+            shared_root=shared_root,
+            shared_prompts=parts.shared_prompts,
         )
-
         self.cache = CacheControl(
             self.root_of, self.engine, self._prompter, self._replies, self.index, self._disk, parts.tokenizer
         )
@@ -135,8 +138,8 @@ class ChatService:
             prompted = replace(prompted, report=replace(prompted.report, explanation=explanation))
         restored: tuple[RestoredBlocks, ...] = ()
         if not request.cache.is_explicit:
-            await self._ask_index(root, prompted.chain.hashes)
-            restored = await self._restore(root, prompted)
+            await self._ask_index(prompted.chain)
+            restored = await self._restore(prompted)
         self._refuse_if_unable(request.n)
         return self._submit(request, prompted, restored)
 
@@ -147,21 +150,19 @@ class ChatService:
             raise EngineFailed("The engine is not running.")
         self._admission.admit(num_choices)
 
-    async def _ask_index(self, root: BlockHash, hashes: Sequence[BlockHash]) -> None:
+    async def _ask_index(self, chain: HashChain) -> None:
         """Redis, only where it can know more than the pool: a live peer exists and the pool misses some of it."""
-        num_local = self._pool.num_cached_prefix_blocks(hashes)
-        if num_local == len(hashes) or not self.index.should_ask():
-            return
-        lookup = await self.index.lookup(root, hashes)
-        if lookup is not None:
-            self._num_elsewhere_tokens += max(0, lookup.num_other_blocks - num_local) * self._config.block_size
+        num_local = self._pool.num_cached_prefix_blocks(chain.hashes)
+        if num_local < len(chain.hashes) and self.index.should_ask():
+            num_elsewhere = await self.index.num_elsewhere(chain, num_local)
+            self._num_elsewhere_tokens += num_elsewhere * self._config.block_size
 
-    async def _restore(self, root: BlockHash, prompted: Prompted) -> tuple[RestoredBlocks, ...]:
+    async def _restore(self, prompted: Prompted) -> tuple[RestoredBlocks, ...]:
         """What only the disk holds of the prompt, where loading beats computing."""
         if self._disk is None:
             return ()
-        hashes = prompted.chain.hashes
-        return await self._disk.restore(root, prompted.token_ids, hashes, self._pool.num_cached_prefix_blocks(hashes))
+        num_local = self._pool.num_cached_prefix_blocks(prompted.chain.hashes)
+        return await self._disk.restore(prompted.chain, prompted.token_ids, num_local)
 
     def _submit(self, request: ChatRequest, prompted: Prompted, restored: tuple[RestoredBlocks, ...]) -> Generation:
         generation_id = f"chatcmpl-{secrets.token_hex(12)}"
@@ -225,8 +226,8 @@ class ChatService:
         if self._disk is not None:
             self._disk.removed(result.removed)
             for output in result.outputs:
-                if output.stored:
-                    self._disk.offer(output.root, output.stored)
+                for root, hashes, _ in output.stored:
+                    self._disk.offer(root, hashes)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._dispatch, result)
 
@@ -244,8 +245,8 @@ class ChatService:
             self.index.evicted(result.removed)
         for output in result.outputs:
             generation = self._generations.get(output.request_id)
-            if output.stored:
-                self.index.publish(output.root, output.stored)
+            for root, hashes, _ in output.stored:
+                self.index.publish(root, hashes)
             if generation is not None:
                 generation.receive(output)
 

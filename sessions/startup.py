@@ -22,6 +22,7 @@ from sessions.pool_size import parse_budgets, parse_disk_size, parse_pool_size
 from sessions.service import ChatService
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
+from sessions.types import SharedPrompt
 
 if TYPE_CHECKING:
     from sessions.engine.kv_cache import KVCache
@@ -58,6 +59,7 @@ class ServiceOptions:
     redis_timeout_ms: int = 50
     disk_size: str = "0"
     secret: str = ""
+    shared_prompts: tuple[SharedPrompt, ...] = ()
 
 
 def server_secret(secret: str, cache_dir: Path) -> bytes:
@@ -126,6 +128,7 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         },
         bytes_per_token=cache.block_bytes // cache.block_size,
         disk=_disk_options(options, cache),
+        shared_prompts=options.shared_prompts,
     )
     return parts, ModelRunner(loaded, cache)
 

@@ -69,6 +69,14 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrompt:
+    """What an operator declared shared between tenants: whatever prompt begins as this one renders."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ToolChoice:
     """Which tools the model may or must call. names: only these; None is all."""
 

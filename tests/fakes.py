@@ -20,6 +20,7 @@ from sessions.parts import IndexOptions, ServiceParts
 from sessions.service import ChatService
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
+from sessions.types import SharedPrompt
 
 ROOT_FIELDS = RootFields(16, "fake", "fake", "none", "float32", "float32", "fake", "fake", "fake")
 
@@ -120,6 +121,7 @@ async def open_fake_service(
     tokenizer: Tokenizer | None = None,
     disk: tuple[Path, int] | None = None,
     budgets: dict[str, int] | None = None,
+    shared_prompts: Sequence[SharedPrompt] = (),
     **engine: int,
 ) -> ChatService:
     """A started ChatService over the fake model; `engine` are EngineConfig's fields. disk: folder and most bytes.
@@ -139,6 +141,7 @@ async def open_fake_service(
         index or IndexOptions(),
         disk=DiskOptions(*disk, runner) if disk else None,
         budgets=budgets or {},
+        shared_prompts=tuple(shared_prompts),
     )
     service = ChatService(parts, runner)
     service.open()

@@ -26,6 +26,7 @@ from sessions.engine.idle_blocks import IdleBlocks
 from sessions.engine.losses import Loss, Losses, LossReason
 from sessions.engine.pins import Pins
 from sessions.engine.retention import CONTINUED, ONE_SHOT, raise_level, raise_reused
+from sessions.hashing import HashChain
 from sessions.types import BlockHash, BlockId
 
 
@@ -36,14 +37,21 @@ class PoolExhausted(Exception):
 class BlockPool:
     """Fixed set of `num_blocks` blocks of `block_size` tokens.
 
-    Methods that mutate say so. None blocks, none logs. Only `allocate` and `pin` raise.
+    Methods that mutate say so. None blocks, none logs. Only `allocate` and `pin` raise. shared_root: of what the
+    operator declared shared; only blocks that belong to nobody stand under it.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, max_pinned_blocks: int | None = None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_pinned_blocks: int | None = None,
+        shared_root: BlockHash | None = None,
+    ) -> None:
         self.block_size = block_size
         self.blocks = [Block(BlockId(index)) for index in range(num_blocks)]
         self.num_evicted_blocks = 0
-        self._tree = BlockTree(block_size)
+        self._tree = BlockTree(block_size, shared_root)
         self._idle = IdleBlocks(self.blocks)
         self._pins = Pins(num_blocks // 2 if max_pinned_blocks is None else max_pinned_blocks)
         self._losses = Losses()
@@ -84,6 +92,13 @@ class BlockPool:
         """
         return self._tree.match(root, hashes, token_ids)
 
+    def match_chain(self, chain: HashChain, token_ids: Sequence[int]) -> Match:
+        """`match` for a chain of `token_ids`. A tail that ends inside shared content is its tenant's own."""
+        match = self._tree.match(chain.branch, chain.hashes, token_ids)
+        if match.tail is None and len(match.blocks) < chain.num_shared_blocks:
+            match = self._tree.match(chain.branch_at(len(match.blocks)), chain.hashes, token_ids)
+        return match
+
     def continuation(self, root: BlockHash, parent: Block | None, tail: tuple[int, ...], limit: int) -> tuple[int, ...]:
         """Up to `limit` tokens stored after `parent`'s block and `tail`; one branch of many. Changes nothing."""
         return self._tree.continuation(root, parent, tail, limit)
@@ -94,13 +109,11 @@ class BlockPool:
 
     def holdings(self, roots: Iterable[BlockHash], now: float) -> list[Holding]:
         """Every path stored under these roots. O(blocks under them)."""
-        return [
-            holding for root in roots for holding in list_holdings(root, self._tree.children(root, None) or (), now)
-        ]
+        return [holding for root in roots for holding in list_holdings(root, self._tree.roots.get(root) or (), now)]
 
     def num_tokens(self, roots: Iterable[BlockHash]) -> int:
         """Tokens stored under these roots. O(blocks under them)."""
-        tops = (block for root in roots for block in self._tree.children(root, None) or ())
+        tops = (block for root in roots for block in self._tree.roots.get(root) or ())
         return sum(len(block.token_ids) for block in self._tree.below(tops))
 
     def roots_of(self, owner: str) -> list[BlockHash]:
@@ -171,6 +184,7 @@ class BlockPool:
     def pin(self, root: BlockHash, hashes: Sequence[BlockHash]) -> int:
         """Never evict what is stored of this path. Returns how many blocks that is. Mutates; PinLimitExceeded.
 
+        Shared blocks are pinned together with what follows them under `root`, never alone: a pin is its owner's.
         A path pinned twice is pinned once; a path and a longer one are two pins.
         """
         path = self._tree.path(root, hashes)
@@ -207,7 +221,7 @@ class BlockPool:
         Blocks in use are found by nobody from now on, stay their holders' own, and are empty once freed.
         """
         if last_hash is None:
-            tops: Iterable[Block] = self._tree.children(root, None) or ()
+            tops: Iterable[Block] = self._tree.roots.get(root) or ()
         else:
             top = self._tree.by_hash.get(last_hash)
             tops = (top,) if top is not None and top.root == root else ()

@@ -8,6 +8,8 @@ One tree for each root hash (`sessions/hashing.py`), so that whatever may not be
 * A full block has a hash and is found by it; a partial block (a tail) has none and is found among its parent's children
   by comparing tokens.
 * What is stored is prefix-closed: a block's parent is registered under the same root. The pool removes leaves only.
+* A root may begin after a block of the shared root (`hashing.HashChain`): then all its first blocks follow that block.
+  They are its root's, not that block's children: who looks under one root sees nothing of another.
 * A hit compares tokens: two prompts whose hashes collide are a miss, not each other's KV.
 
 Knows nothing of who holds a block and of what is given up next: that is `BlockPool`'s, which alone changes the tree.
@@ -17,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sessions.engine.block import Block, Children
+from sessions.engine.block import Block, Children, common_prefix_length
 from sessions.types import BlockHash
 
 
@@ -30,10 +32,11 @@ class Match(NamedTuple):
 
 
 class BlockTree:
-    """Registered blocks by content. Raises nothing."""
+    """Registered blocks by content. Raises nothing. shared_root: the one that others may begin after."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, shared_root: BlockHash | None = None) -> None:
         self.block_size = block_size
+        self._shared_root = shared_root
         self.by_hash: dict[BlockHash, Block] = {}
         """Every registered full block."""
         self.roots: dict[BlockHash, Children] = {}
@@ -53,15 +56,22 @@ class BlockTree:
         for index in range(self.num_prefix_blocks(hashes[: len(token_ids) // size])):
             block = self.by_hash[hashes[index]]
             tokens = tuple(token_ids[index * size : (index + 1) * size])
-            if block.parent is not parent or block.root != root or block.token_ids != tokens:
+            if block.parent is not parent or block.root not in (root, self._shared_root) or block.token_ids != tokens:
                 break
             blocks.append(block)
             parent = block
-        children = self.children(root, parent)
         rest = tuple(token_ids[len(blocks) * size : (len(blocks) + 1) * size])
-        if not children or not rest:
+        if not rest:
             return Match(blocks, None, 0)
-        return Match(blocks, *children.longest_common_prefix(rest))
+        if len(blocks) < len(hashes) and (shared := self._shared_block(hashes[len(blocks)], parent)):
+            return Match(blocks, shared, common_prefix_length(shared.token_ids, rest))
+        children = self.children(root, parent)
+        return Match(blocks, *children.longest_common_prefix(rest)) if children else Match(blocks, None, 0)
+
+    def _shared_block(self, block_hash: BlockHash, parent: Block | None) -> Block | None:
+        block = self.by_hash.get(block_hash)
+        is_shared = block is not None and block.root == self._shared_root and block.parent is parent
+        return block if is_shared else None
 
     def continuation(self, root: BlockHash, parent: Block | None, tail: tuple[int, ...], limit: int) -> tuple[int, ...]:
         """Up to `limit` tokens stored after `parent`'s block and `tail`; one branch of many."""
@@ -78,8 +88,11 @@ class BlockTree:
         return found[:limit]
 
     def children(self, root: BlockHash, parent: Block | None) -> Children | None:
-        """The blocks after `parent`, or after `root` where it is None."""
-        return self.roots.get(root) if parent is None else parent.children
+        """The blocks of `root` after `parent`; its first ones where that is None, or where the root begins after it."""
+        if parent is not None and parent.root == root:
+            return parent.children
+        first_blocks = self.roots.get(root)
+        return first_blocks if first_blocks and next(iter(first_blocks)).parent is parent else None
 
     def neighbours(self, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...]) -> Iterator[Block]:
         """The blocks after `parent` that stand just before and just after `token_ids`, if they were one of them."""
@@ -87,9 +100,9 @@ class BlockTree:
         return children.neighbours(token_ids) if children else iter(())
 
     def path(self, root: BlockHash, hashes: Sequence[BlockHash]) -> list[Block]:
-        """The stored blocks of a prefix of `hashes`, from the first one under `root` on."""
+        """The stored blocks of a prefix of `hashes`, the shared ones before it too. None if nothing is under `root`."""
         path = [self.by_hash[block_hash] for block_hash in hashes[: self.num_prefix_blocks(hashes)]]
-        return path if path and path[0].root == root else []
+        return path if path and path[-1].root == root else []
 
     def below(self, blocks: Iterable[Block]) -> list[Block]:
         """`blocks` and all that follows them, every parent before its children."""
@@ -103,12 +116,12 @@ class BlockTree:
         return [block for block in self.by_hash.values() if not any(child.is_full for child in block.children or ())]
 
     def chain_to(self, block: Block) -> tuple[BlockHash, list[BlockHash]] | None:
-        """(root, hashes from the first block on) of the path to a full block; None if it is stored no more."""
+        """(root, hashes from its first block on) of the path to a full block; None if it is stored no more."""
         if block.root is None or block.block_hash is None:
             return None
         chain: list[BlockHash] = []
         node: Block | None = block
-        while node is not None:
+        while node is not None and node.root == block.root:
             assert node.block_hash is not None
             chain.append(node.block_hash)
             node = node.parent
@@ -117,12 +130,12 @@ class BlockTree:
     # -- change --
 
     def can_follow(self, root: BlockHash, parent: Block | None) -> bool:
-        return parent is None or (parent.is_full and parent.root == root)
+        return parent is None or (parent.is_full and parent.root in (root, self._shared_root))
 
     def add(self, block: Block, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...]) -> None:
         """Register an unregistered block; it is partial until `set_hash`. Mutates."""
         block.root, block.parent, block.token_ids = root, parent, token_ids
-        if parent is None:
+        if parent is None or parent.root != root:
             self.roots.setdefault(root, Children()).add(block)
             return
         if parent.children is None:
@@ -140,7 +153,7 @@ class BlockTree:
         siblings = self.children(block.root, block.parent)
         assert siblings is not None
         siblings.remove(block)
-        if block.parent is not None:
+        if block.parent is not None and block.parent.root == block.root:
             block.parent.num_hits += block.num_hits
         elif not siblings:
             del self.roots[block.root]
@@ -177,4 +190,4 @@ class BlockTree:
         else:
             assert not block.children, f"{block}: a partial block has children"
         if parent is not None:
-            assert parent.is_full and parent.root == root, f"{block}: its parent is not registered"
+            assert parent.is_full and parent.root in (root, self._shared_root), f"{block}: its parent is not registered"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.block_table import BlockTable
 from sessions.engine.block_tree import Match
-from sessions.engine.request import Request
+from sessions.engine.request import Request, Stored
 from sessions.engine.schedule import Load, Schedule
 
 
@@ -28,7 +28,7 @@ class Holder:
         stored       [ full block ][ full block ][ E F G H ]
         read point                       ^                      1 block and 2 tokens of the next
         """
-        match = self._pool.match(request.root, request.chain.hashes, request.token_ids[:-1])
+        match = self._pool.match_chain(request.chain, request.token_ids[:-1])
         found = len(match.blocks) * self._pool.block_size + match.num_tail_tokens
         readable = request.readable(found)
         if readable == found:
@@ -92,7 +92,8 @@ class Holder:
             block_hash = request.chain.hashes[index]
             tokens = tuple(request.token_ids[index * size : (index + 1) * size])
             held = request.block_table[index]
-            block = self._pool.register_full(held, request.root, parent, block_hash, tokens, request.owner)
+            root, owner = request.chain.root_of(index), request.owner_of(index)
+            block = self._pool.register_full(held, root, parent, block_hash, tokens, owner)
             if not block.is_full:
                 return
             request.block_table[index] = block
@@ -105,12 +106,19 @@ class Holder:
         if tail and len(tail) < self._pool.block_size:
             parent = request.block_table[request.num_registered_blocks - 1] if request.num_registered_blocks else None
             block = request.block_table[request.num_registered_blocks]
-            self._pool.register_partial(block, request.root, parent, tail, request.owner)
+            root = request.chain.branch_at(request.num_registered_blocks)
+            self._pool.register_partial(block, root, parent, tail, request.owner)
 
-    def num_stored_blocks(self, request: Request) -> int:
-        """Registered, and not dropped since: a drop takes a path's end."""
-        table = request.block_table
-        return bisect_left(range(request.num_registered_blocks), True, key=lambda index: not table[index].is_registered)
+    def stored(self, request: Request) -> tuple[Stored, ...]:
+        """The chains of what is registered, and was not dropped since: a drop takes a path's end."""
+        table, chain = request.block_table, request.chain
+        num_blocks = bisect_left(
+            range(request.num_registered_blocks), True, key=lambda index: not table[index].is_registered
+        )
+        return tuple(
+            Stored(root, tuple(chain.hashes[start:end]), request.owner_of(start))
+            for root, start, end in chain.stretches(num_blocks)
+        )
 
     # -- let go --
 

@@ -13,7 +13,8 @@ from sessions.types import BlockHash
 class Holding:
     """A path from a root to a leaf.
 
-    num_shared_tokens: leading tokens that at least one other path begins with too.
+    num_declared_tokens: leading tokens that the operator declared shared; they are the pool's, not the path's owner's.
+    num_shared_tokens: leading tokens that at least one other path begins with too, declared ones included.
     age_s: since the leaf's last use; 0 while a request holds it.
     num_hits: later requests that reused some of the path's own part, or all of it where nothing is its own.
     ttl_s: what is left before the leaf counts as expired, 0 if it does; None if it cannot.
@@ -23,6 +24,7 @@ class Holding:
     root: BlockHash
     leaf_hash: BlockHash | None
     num_tokens: int
+    num_declared_tokens: int
     num_shared_tokens: int
     age_s: float
     num_hits: int
@@ -36,6 +38,7 @@ class _Position:
 
     block: Block
     leaf_hash: BlockHash | None
+    num_declared_tokens: int
     num_tokens: int
     num_shared_tokens: int
     num_own_hits: int
@@ -43,7 +46,7 @@ class _Position:
 
 def list_holdings(root: BlockHash, first_blocks: Iterable[Block], now: float) -> Iterator[Holding]:
     """Every path under `root`. O(blocks under it)."""
-    ways = [_after(None, block) for block in first_blocks]
+    ways = [_first(block) for block in first_blocks]
     while ways:
         at = ways.pop()
         if at.block.children:
@@ -52,13 +55,21 @@ def list_holdings(root: BlockHash, first_blocks: Iterable[Block], now: float) ->
             yield _holding(root, at, now)
 
 
-def _after(at: _Position | None, block: Block) -> _Position:
-    if at is None:
-        return _Position(block, block.block_hash, len(block.token_ids), 0, block.num_hits)
+def _first(block: Block) -> _Position:
+    num_declared, before = 0, block.parent
+    while before is not None:
+        num_declared += len(before.token_ids)
+        before = before.parent
+    num_tokens = num_declared + len(block.token_ids)
+    return _Position(block, block.block_hash, num_declared, num_tokens, num_declared, block.num_hits)
+
+
+def _after(at: _Position, block: Block) -> _Position:
     parts = len(at.block.children or ()) > 1
     return _Position(
         block,
         block.block_hash or at.leaf_hash,
+        at.num_declared_tokens,
         at.num_tokens + len(block.token_ids),
         at.num_tokens if parts else at.num_shared_tokens,
         block.num_hits + (0 if parts else at.num_own_hits),
@@ -73,6 +84,7 @@ def _holding(root: BlockHash, at: _Position, now: float) -> Holding:
         root=root,
         leaf_hash=at.leaf_hash,
         num_tokens=at.num_tokens,
+        num_declared_tokens=at.num_declared_tokens,
         num_shared_tokens=at.num_shared_tokens,
         age_s=age_s,
         num_hits=at.num_own_hits,

@@ -149,7 +149,7 @@ class Engine:
         return result
 
     def _lost(self, requests: list[Request], message: str) -> StepResult:
-        outputs = [RequestOutput(r.id, (), None, r.num_cached_tokens or 0, r.root, error=message) for r in requests]
+        outputs = [RequestOutput(r.id, (), None, r.num_cached_tokens or 0, error=message) for r in requests]
         return StepResult(outputs, self.scheduler.pool.take_removed())
 
     def _abort(self, request_id: RequestId) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sessions.engine.block_table import BlockTable
-from sessions.engine.retention import IMPLICIT, ONE_SHOT, Retention
+from sessions.engine.retention import IMPLICIT, ONE_SHOT, SHARED, Retention
 from sessions.hashing import HashChain
 from sessions.types import BlockHash, FinishReason, RequestId, SamplingParams
 
@@ -47,7 +47,7 @@ class RequestStatus(Enum):
 class Request:
     """One prompt, one completion.
 
-    chain: hashes of `token_ids`' whole blocks; its root carries model and tenant.
+    chain: hashes of `token_ids`' whole blocks; its roots carry model and tenant.
     max_tokens: output tokens at most, already clipped to the context. 0: the prompt is computed and nothing said.
     seed: 64-bit; with the position it determines every draw, so a preempted request draws the same tokens again.
     """
@@ -103,7 +103,12 @@ class Request:
 
     @property
     def root(self) -> BlockHash:
-        return self.chain.root
+        """What its own blocks hang from: those after the shared ones, and every tail."""
+        return self.chain.branch
+
+    def owner_of(self, index: int) -> str | None:
+        """Whose the block at `index` is; a shared one is nobody's."""
+        return None if index < self.chain.num_shared_blocks else self.owner
 
     @property
     def num_tokens(self) -> int:
@@ -139,6 +144,8 @@ class Request:
     def levels(self) -> Iterator[tuple[int, int]]:
         """(number of leading tokens, level that their blocks shall have at least) of what is computed."""
         yield self.num_computed_tokens, max(self.level, self.retention.level)
+        if self.chain.num_shared_blocks:
+            yield min(self.chain.num_shared_blocks * self.chain.block_size, self.num_computed_tokens), SHARED
         for num_tokens, retention in self.retentions:
             yield min(num_tokens, self.num_computed_tokens), retention.level
 
@@ -151,6 +158,14 @@ class Request:
         return None
 
 
+class Stored(NamedTuple):
+    """`hashes` are registered, from the first block after `root` on. owner: as in `Request`; None of a shared chain."""
+
+    root: BlockHash
+    hashes: tuple[BlockHash, ...]
+    owner: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
     """What one step did for one request; the only thing that leaves the engine.
@@ -158,15 +173,14 @@ class RequestOutput:
     num_cached_tokens, num_restored_tokens: as in `Request`. error: set when the engine lost the request.
     prediction: how many tokens of the request's prediction were right, and wrong, so far.
     admitted_at: time.monotonic() when the engine first ran it.
-    stored: hashes from the first block on, when this step made prompt or turn complete (BlockStored).
+    stored: chains from their first blocks on, when this step made prompt or turn complete (BlockStored).
     """
 
     request_id: RequestId
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     num_cached_tokens: int
-    root: BlockHash
-    stored: tuple[BlockHash, ...] = ()
+    stored: tuple[Stored, ...] = ()
     admitted_at: float | None = None
     error: str | None = None
     prediction: tuple[int, int] = (0, 0)

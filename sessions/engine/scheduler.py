@@ -24,7 +24,7 @@ from sessions.engine.block_tree import Match
 from sessions.engine.config import EngineConfig
 from sessions.engine.drafts import MAX_DRAFTING_SEQS, Drafter
 from sessions.engine.holder import Holder
-from sessions.engine.request import Request, RequestOutput, RequestStatus
+from sessions.engine.request import Request, RequestOutput, RequestStatus, Stored
 from sessions.engine.schedule import Schedule, Scheduled
 from sessions.hashing import extend_tokens
 from sessions.rate import Rate
@@ -180,9 +180,8 @@ class Scheduler:
 
     def _tail_key(self, request: Request) -> BlockHash:
         """Stands for the prompt's last, partial block while it is being computed."""
-        hashes = request.chain.hashes
-        tail = request.token_ids[len(hashes) * self.config.block_size :]
-        return extend_tokens(hashes[-1] if hashes else request.root, tail)
+        tail = request.token_ids[len(request.chain.hashes) * self.config.block_size :]
+        return extend_tokens(request.chain.parent, tail)
 
     def _has_room(self, request: Request, match: Match) -> bool:
         """Room for the whole prompt and one more block, so that admission does not cause preemption at once."""
@@ -252,12 +251,12 @@ class Scheduler:
         if len(token_ids) > 1:
             request.num_computed_tokens += min(count, len(token_ids) - 1)
             self.holder.register_full_blocks(request)
-        stored: tuple[BlockHash, ...] = ()
+        stored: tuple[Stored, ...] = ()
         if prompt_done and request.admitted_at is not None:
             num_computed = request.num_prompt_tokens - (request.num_cached_tokens or 0)
             self.prefill_rate.observe(num_computed, time.monotonic() - request.admitted_at)
         if prompt_done or finish_reason:
-            stored = tuple(request.chain.hashes[: self.holder.num_stored_blocks(request)])
+            stored = self.holder.stored(request)
         if finish_reason:
             self._finish(request)
         return RequestOutput(
@@ -265,7 +264,6 @@ class Scheduler:
             token_ids[:count],
             finish_reason,
             request.num_cached_tokens or 0,
-            request.root,
             stored,
             request.admitted_at,
             prediction=(request.num_accepted_prediction_tokens, request.num_rejected_prediction_tokens),

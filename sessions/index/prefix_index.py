@@ -4,6 +4,7 @@ Owns the ledger, the publisher and the lookups, and the embedded server if there
 or waits because of Redis; the only call that takes time is `await lookup`, at most the budget.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Literal
 import structlog
 
 from sessions.embedded_redis import EmbeddedRedis, find_server, runtime_folder
+from sessions.hashing import HashChain
 from sessions.index.ledger import Ledger, ResyncSource
 from sessions.index.lookups import Lookup, Lookups
 from sessions.index.publisher import Publisher
@@ -157,6 +159,19 @@ class PrefixIndex:
             self._ledger.repair(root, chain)
             self._publisher.wake()
         return lookup
+
+    async def num_elsewhere(self, chain: HashChain, num_local: int) -> int:
+        """How many blocks after the first `num_local` others hold, as Redis says; 0 where it was not asked.
+
+        One round trip for each stretch of the chain that is not held here: two only where shared content is missing.
+        """
+        asked = [stretch for stretch in chain.stretches() if stretch.end > num_local]
+        found = await asyncio.gather(*(self.lookup(root, chain.hashes[start:end]) for root, start, end in asked))
+        reached = num_local
+        for (_, start, _), lookup in zip(asked, found, strict=True):
+            if lookup is not None and start <= reached:
+                reached = max(reached, start + lookup.num_other_blocks)
+        return reached - num_local
 
     async def fetch_replies(self, root: BlockHash, keys: Sequence[bytes]) -> list[bytes | None] | None:
         """Records of replies under `keys`; None when nobody was asked or answered within the budget."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from sessions.engine.request import RestoredBlocks
+from sessions.hashing import HashChain
 from sessions.tiers.restore import Restorer
 from sessions.tiers.segment_file import SegmentFormat
 from sessions.tiers.segment_store import FolderInUse, SegmentStore
@@ -54,22 +55,20 @@ class DiskTier:
         self._restorer = restorer
 
     def offer(self, root: BlockHash, hashes: Sequence[BlockHash]) -> None:
-        """Engine thread, after a step: these blocks, from the first one on, are in the pool and shall be on disk."""
+        """Engine thread, after a step: these blocks, from the root's first on, are in the pool and shall be on disk."""
         self._writer.offer(root, hashes)
 
     def removed(self, hashes: Sequence[BlockHash]) -> None:
         """Engine thread, after every step: it took these from the pool."""
         self._writer.removed(hashes)
 
-    async def restore(
-        self, root: BlockHash, token_ids: Sequence[int], hashes: Sequence[BlockHash], num_local: int
-    ) -> tuple[RestoredBlocks, ...]:
+    async def restore(self, chain: HashChain, token_ids: Sequence[int], num_local: int) -> tuple[RestoredBlocks, ...]:
         """What the disk has, and is worth loading, of a prompt after its first `num_local` blocks. Event loop."""
-        return await self._restorer.restore(root, token_ids, hashes, num_local)
+        return await self._restorer.restore(chain, token_ids, num_local)
 
-    def num_held(self, root: BlockHash, hashes: Sequence[BlockHash], num_local: int) -> int:
+    def num_held(self, chain: HashChain, num_local: int) -> int:
         """How many blocks after the first `num_local` are on disk. Reads nothing. Event loop."""
-        return sum(piece.num_blocks for piece in self._store.pieces(root, hashes, num_local))
+        return sum(piece.num_blocks for piece in self._restorer.pieces(chain, num_local, len(chain.hashes)))
 
     def drop(self, root: BlockHash, first: BlockHash | None = None) -> int:
         """Forget, after the pool did, everything under `root`, or from block `first` on and up to 15 blocks before it.

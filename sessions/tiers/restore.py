@@ -15,13 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from sessions.engine.request import RestoredBlocks
-from sessions.hashing import token_bytes
+from sessions.hashing import HashChain, token_bytes
 from sessions.rate import Rate
 from sessions.tiers.cost import Size, num_worth_loading
 from sessions.tiers.segment_file import Entry, Payload
 from sessions.tiers.segment_index import Piece
 from sessions.tiers.segment_store import SegmentStore
-from sessions.types import BlockHash
 
 log = structlog.get_logger(__name__)
 
@@ -47,17 +46,26 @@ class Restorer:
         self._num_bytes_in_flight = 0
         self._let_go: deque[int] = deque()
 
-    async def restore(
-        self, root: BlockHash, token_ids: Sequence[int], hashes: Sequence[BlockHash], num_local: int
-    ) -> tuple[RestoredBlocks, ...]:
+    def pieces(self, chain: HashChain, start: int, end: int) -> list[Piece]:
+        """Where blocks [start, end) of a prompt are, as far as they are stored without a gap. No I/O."""
+        pieces: list[Piece] = []
+        for root, _, stretch_end in chain.stretches(end):
+            if start < stretch_end:
+                pieces += self._store.pieces(root, chain.hashes[:stretch_end], start)
+                start = pieces[-1].position + pieces[-1].num_blocks if pieces else start
+            if start < stretch_end:
+                break
+        return pieces
+
+    async def restore(self, chain: HashChain, token_ids: Sequence[int], num_local: int) -> tuple[RestoredBlocks, ...]:
         """Whole blocks of the prompt after its first `num_local`, without gaps, the last token's never. Raises nothing.
 
-        hashes: of the prompt's whole blocks.
+        chain: of `token_ids`.
         """
         if self._is_closed:
             return ()
         size = self._store.form.block_size
-        pieces = self._store.pieces(root, hashes[: (len(token_ids) - 1) // size], num_local)
+        pieces = self.pieces(chain, num_local, (len(token_ids) - 1) // size)
         pieces = pieces[: self._num_to_load(pieces)]
         if not pieces:
             return ()

@@ -55,10 +55,13 @@ class RunningServer:
         self.origin = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
 
-    async def _open(self, _: ServiceOptions) -> ChatService:
+    async def _open(self, options: ServiceOptions) -> ChatService:
         self.loop = asyncio.get_running_loop()
         self.service = await open_fake_service(
-            tokenizer=shared_tokenizer(), max_num_waiting=self.settings.max_num_waiting, **self._engine
+            tokenizer=shared_tokenizer(),
+            max_num_waiting=self.settings.max_num_waiting,
+            shared_prompts=options.shared_prompts,
+            **self._engine,
         )
         return self.service
 

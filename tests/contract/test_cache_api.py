@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,10 +46,10 @@ class Tenant:
 
 
 @contextmanager
-def tenants(engine: dict[str, int] | None = None) -> Iterator[tuple[Tenant, Tenant, RunningServer]]:
+def tenants(engine: dict[str, int] | None = None, **settings: Any) -> Iterator[tuple[Tenant, Tenant, RunningServer]]:
     keys = SecretStr(",".join(f"{tenant}={key}" for tenant, key in KEYS.items()))
     with (
-        running(engine, api_keys=keys) as server,
+        running(engine, api_keys=keys, **settings) as server,
         server.client(api_key=KEYS["alice"]) as alice,
         server.client(api_key=KEYS["bob"]) as bob,
     ):
@@ -165,6 +166,46 @@ def test_bob_cannot_drop_list_or_have_explained_what_alice_has() -> None:
         }
         assert bob.cached(SYSTEM, question("One?")) == 0
         assert alice.cached(SYSTEM, question("One?")) == reply.usage.prompt_tokens - 1
+
+
+NUM_SHARED = (len("<system\n") + len(SYSTEM["content"]) + len("<\n")) // 16 * 16
+"""Tokens of SYSTEM in whole blocks, where it is declared shared."""
+
+SHARED_ACTS: dict[str, Action] = {
+    "chat": lambda bob: bob.cached(SYSTEM, question("One?")),
+    "warm": lambda bob: bob.post("warm", SYSTEM)["cached_tokens"],
+    "explain": lambda bob: bob.post("explain", SYSTEM, question("One?"))["tiers"]["pool"],
+    "list": lambda bob: bob.entries()["tokens"],
+    "drop": lambda bob: bob.post("drop", SYSTEM)["tokens"] + bob.drop(),
+    "pin": lambda bob: bob.post("pin", SYSTEM)["tokens"],
+}
+FINDS = {"chat": NUM_SHARED, "warm": NUM_SHARED, "explain": NUM_SHARED, "list": 0, "drop": 0, "pin": 0}
+
+
+@pytest.mark.parametrize("act", SHARED_ACTS)
+def test_of_declared_content_bob_finds_its_blocks_and_takes_none(act: str, tmp_path: Path) -> None:
+    file = tmp_path / "library.txt"
+    file.write_text(SYSTEM["content"] + "\n")
+    with tenants(shared_prompts=str(file)) as (alice, bob, server):
+        reply = alice.chat(SYSTEM, question("One?"))
+        before = [{**entry, "age_s": 0, "ttl_s": 0} for entry in alice.entries()["data"]]
+        assert [entry["declared_tokens"] for entry in before] == [NUM_SHARED]
+        assert SHARED_ACTS[act](bob) == FINDS[act]
+        assert [{**entry, "age_s": 0, "ttl_s": 0} for entry in alice.entries()["data"]] == before
+        assert alice.cached(SYSTEM, question("One?")) == reply.usage.prompt_tokens - 1
+        assert bob.cached(SYSTEM, question("Else?"), extra_body={"cache_salt": "mine"}) == 0
+        server.expect_idle()
+
+
+def test_dropping_messages_that_are_all_shared_drops_what_the_caller_has_after_them(tmp_path: Path) -> None:
+    file = tmp_path / "library.txt"
+    file.write_text(SYSTEM["content"])
+    with tenants(shared_prompts=str(file)) as (alice, bob, _):
+        for client in (alice, bob):
+            client.chat(SYSTEM, question("One?"))
+        assert alice.post("drop", SYSTEM)["tokens"] > 0
+        assert alice.entries()["data"] == []
+        assert alice.cached(SYSTEM, question("One?")) == NUM_SHARED < bob.cached(SYSTEM, question("One?"))
 
 
 @pytest.mark.parametrize(

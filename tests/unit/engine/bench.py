@@ -1,12 +1,14 @@
 """Scheduler, pool and fake runner, stepped by hand."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import chain
 
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
 from sessions.engine.request import Request
+from sessions.engine.schedule import Schedule
 from sessions.engine.scheduler import Scheduler
-from sessions.hashing import HashChain
+from sessions.hashing import HashChain, SharedContent, chain_hashes
 from sessions.types import BlockHash, RequestId, SamplingParams
 from tests.fakes import FakeRunner, next_token
 
@@ -17,11 +19,13 @@ GREEDY = SamplingParams(temperature=0)
 class Bench:
     """Scheduler, pool and fake runner, stepped by hand."""
 
-    def __init__(self, **config: int) -> None:
+    def __init__(self, shared: SharedContent | None = None, **config: int) -> None:
         self.config = EngineConfig(
             **{"block_size": 4, "num_blocks": 32, "max_num_batched_tokens": 16, "max_num_seqs": 8} | config
         )
-        pool = BlockPool(self.config.num_blocks, self.config.block_size, self.config.max_pinned_blocks)
+        self.shared = shared
+        shared_root = shared.root if shared else None
+        pool = BlockPool(self.config.num_blocks, self.config.block_size, self.config.max_pinned_blocks, shared_root)
         self.scheduler = Scheduler(self.config, pool)
         self.runner = FakeRunner(self.config.num_blocks, self.config.block_size, VOCABULARY)
         self.requests: list[Request] = []
@@ -34,19 +38,30 @@ class Bench:
         eos: Collection[int] = (),
         params: SamplingParams = GREEDY,
         prediction: Collection[int] = (),
+        owner: str | None = None,
     ) -> Request:
-        chain = HashChain(BlockHash(root * 16), self.config.block_size)
-        chain.extend(prompt)
+        hashes = HashChain(BlockHash(root * 16), self.config.block_size, self.shared)
+        hashes.extend(prompt)
         request_id = RequestId(str(len(self.requests)))
-        request = Request(request_id, list(prompt), chain, params, max_tokens, frozenset(eos), 0, tuple(prediction))
+        request = Request(request_id, list(prompt), hashes, params, max_tokens, frozenset(eos), 0, tuple(prediction))
+        request.owner = owner
         self.requests.append(request)
         self.scheduler.add(request)
         return request
 
     def step(self) -> None:
         schedule = self.scheduler.schedule()
+        self._expect_own(schedule)
         self.scheduler.commit(schedule, self.runner.execute(schedule))
         self.scheduler.check_integrity()
+
+    def _expect_own(self, schedule: Schedule) -> None:
+        """Nobody reads what is another root's: what is held and what is copied is the request's own, or shared."""
+        copied = {destination: source for source, destination in schedule.copies}
+        for request in self.scheduler.running:
+            own = {request.chain.branch_at(index) for index in range(len(request.block_table) + 1)}
+            readable = {None, self.shared.root if self.shared else None, *own}
+            assert readable >= {copied.get(block, block).root for block in request.block_table}
 
     def run(self) -> None:
         for _ in range(500):
@@ -54,6 +69,11 @@ class Bench:
                 return
             self.step()
         raise AssertionError("no progress")
+
+
+def shared_content(prompts: Sequence[list[int]], block_size: int) -> SharedContent:
+    root = BlockHash(b"S" * 16)
+    return SharedContent(root, frozenset(chain.from_iterable(chain_hashes(root, ids, block_size) for ids in prompts)))
 
 
 def expected(request: Request) -> list[int]:

@@ -122,6 +122,7 @@ def test_holdings_are_the_paths_with_what_they_share() -> None:
         root=ROOT,
         leaf_hash=hashes_of(pool, [*range(8), 90, 91, 92, 93])[-1],
         num_tokens=12,
+        num_declared_tokens=0,
         num_shared_tokens=8,
         age_s=80.0,
         num_hits=0,

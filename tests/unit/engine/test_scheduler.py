@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.engine.bench import Bench, expected
+from tests.unit.engine.bench import Bench, expected, shared_content
 
 
 def test_next_turn_computes_its_new_tokens_and_one_more() -> None:
@@ -62,9 +62,11 @@ def test_a_failed_step_registers_nothing() -> None:
 @settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_any_traffic_gives_lone_answers(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 5))
     bench = Bench(
+        shared_content(data.draw(st.lists(st.lists(st.integers(0, 1), max_size=12), max_size=2)), size),
         num_blocks=data.draw(st.integers(8, 24)),
-        block_size=data.draw(st.integers(1, 5)),
+        block_size=size,
         max_num_seqs=data.draw(st.integers(1, 4)),
         max_num_batched_tokens=data.draw(st.integers(4, 12)),
         max_num_draft_tokens=data.draw(st.integers(0, 4)),
@@ -83,7 +85,7 @@ def test_any_traffic_gives_lone_answers(data: st.DataObject) -> None:
             past = data.draw(st.sampled_from(finished))
             if past.num_tokens + 5 <= room:
                 again = [*past.token_ids, 1] if data.draw(st.booleans()) else past.token_ids[: past.num_prompt_tokens]
-                bench.add(again, max_tokens=4, root=past.root[:1])
+                bench.add(again, max_tokens=4, root=past.chain.root[:1])
         elif action == "abort" and bench.requests:
             victim = data.draw(st.sampled_from(bench.requests))
             if bench.scheduler.abort(victim.id):

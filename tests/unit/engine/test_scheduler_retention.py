@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sessions.engine.config import EngineConfig
 from sessions.engine.pins import PinLimitExceeded
-from sessions.engine.request import Request
+from sessions.engine.request import Request, Stored
 from sessions.engine.retention import CONTINUED, KEPT, ONE_SHOT, SHARED, Retention
 from tests.unit.engine.bench import Bench, expected
 
@@ -77,7 +77,7 @@ def test_what_is_dropped_while_a_request_runs_is_not_said_to_be_stored() -> None
         outputs += bench.scheduler.commit(schedule, bench.runner.execute(schedule))
         bench.scheduler.check_integrity()
     assert outputs[-1].finish_reason == "length"
-    assert outputs[-1].stored == tuple(hashes[:1])
+    assert outputs[-1].stored == (Stored(request.root, tuple(hashes[:1]), None),)
     assert request.token_ids == expected(request)
     assert bench.scheduler.pool.num_cached_blocks == 1
 

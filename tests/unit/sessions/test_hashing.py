@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from sessions.hashing import (
     HashChain,
     RootFields,
+    SharedContent,
+    Stretch,
+    branch_root,
     chain_hashes,
     encode_fields,
     extend_tokens,
     root_hash,
+    shared_key,
     tenant_key,
 )
 from sessions.types import BlockHash
@@ -41,6 +45,19 @@ def test_vector(vector: dict[str, Any]) -> None:
     assert root.hex() == vector["root"]
     hashes = chain_hashes(root, vector["token_ids"], fields.block_size)
     assert [block_hash.hex() for block_hash in hashes] == vector["hashes"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["shared_vectors"], ids=lambda vector: vector["name"])
+def test_shared_vector(vector: dict[str, Any]) -> None:
+    fields = RootFields(**{**vector["fields"], "adapters": tuple(vector["fields"]["adapters"])})
+    secret, size = bytes.fromhex(vector["server_secret"]), fields.block_size
+    shared_root = root_hash(fields, shared_key(secret))
+    assert (shared_key(secret).hex(), shared_root.hex()) == (vector["shared_key"], vector["shared_root"])
+    shared = SharedContent(shared_root, frozenset(chain_hashes(shared_root, vector["declared_token_ids"], size)))
+    chain = HashChain(root_hash(fields, tenant_key(secret, vector["tenant_id"], None)), size, shared)
+    chain.extend(vector["token_ids"])
+    assert chain.branch.hex() == vector["branch"]
+    assert [block_hash.hex() for block_hash in chain.hashes] == vector["hashes"]
 
 
 def test_definition_spelt_out() -> None:
@@ -134,3 +151,71 @@ def test_a_fork_goes_its_own_way(ids: list[int], mine: list[int], theirs: list[i
     fork.extend(theirs)
     assert chain.hashes == chain_hashes(ROOT, [*ids, *mine], block_size)
     assert fork.hashes == chain_hashes(ROOT, [*ids, *theirs], block_size)
+
+
+# -- content that the operator declared shared --
+
+SHARED_ROOT = root_hash(FIELDS, shared_key(SECRET))
+few_ids = st.lists(st.integers(0, 1), max_size=24)
+
+
+def declared(prompts: list[list[int]], block_size: int) -> SharedContent:
+    return SharedContent(
+        SHARED_ROOT, frozenset(block for ids in prompts for block in chain_hashes(SHARED_ROOT, ids, block_size))
+    )
+
+
+def num_common(ids: list[int], other: list[int]) -> int:
+    return next((at for at, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+
+
+@given(few_ids, st.lists(few_ids, max_size=3), st.lists(st.integers(0, 24)), st.integers(1, 5))
+def test_whole_declared_blocks_are_everybody_s_and_the_rest_is_its_root_s_own(
+    ids: list[int], prompts: list[list[int]], cuts: list[int], block_size: int
+) -> None:
+    chain = HashChain(ROOT, block_size, declared(prompts, block_size))
+    for start, end in pairwise([0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]):
+        chain = chain.fork()
+        chain.extend(ids[start:end])
+    num_shared = max([num_common(ids, prompt) // block_size for prompt in prompts], default=0)
+    assert chain.num_shared_blocks == num_shared
+    assert chain.hashes[:num_shared] == chain_hashes(SHARED_ROOT, ids, block_size)[:num_shared]
+    branch = branch_root(ROOT, chain.hashes[num_shared - 1]) if num_shared else ROOT
+    assert chain.branch == branch
+    assert chain.hashes[num_shared:] == chain_hashes(branch, ids[num_shared * block_size :], block_size)
+    assert [(root, index) for root, start, end in chain.stretches() for index in range(start, end)] == [
+        (chain.root_of(index), index) for index in range(len(chain.hashes))
+    ]
+
+
+def test_nothing_but_shared_blocks_is_common_to_two_tenants() -> None:
+    shared = declared([list(range(9))], 4)
+    chains = [HashChain(root_hash(FIELDS, tenant_key(SECRET, name, None)), 4, shared) for name in ("a", "b")]
+    for chain in chains:
+        chain.extend([*range(9), 1, 2, 3, 4])
+    alice, bob = chains
+    assert set(alice.hashes) & set(bob.hashes) == set(alice.hashes[:2])
+    assert alice.branch != bob.branch and alice.parent != bob.parent
+    assert alice.stretches(1) == [Stretch(SHARED_ROOT, 0, 1)] and alice.stretches(0) == []
+
+
+def test_the_tail_of_a_chain_that_is_all_shared_hangs_from_its_own_root() -> None:
+    shared = declared([list(range(8))], 4)
+    chain = HashChain(ROOT, 4, shared)
+    chain.extend([*range(8), 1])
+    assert chain.num_shared_blocks == len(chain.hashes) == 2
+    assert chain.parent == chain.branch == branch_root(ROOT, chain.hashes[1])
+
+
+def test_a_bad_id_leaves_a_shared_chain_as_it_was() -> None:
+    chain = HashChain(ROOT, 2, declared([[1, 2, 3, 4]], 2))
+    for bad in ([1, -1], [1, 2, 3, -1], [1, 2, 9, 9, -1]):
+        with pytest.raises(OverflowError):
+            chain.extend(bad)
+        assert (chain.num_tokens, chain.num_shared_blocks, chain.branch) == (0, 0, ROOT)
+
+
+def test_no_tenant_is_called_so_that_its_root_is_the_shared_one() -> None:
+    assert shared_key(SECRET) not in {tenant_key(SECRET, name, salt) for name in ("", "shared") for salt in (None, "")}
+    with pytest.raises(ValueError, match="at least 16 bytes"):
+        shared_key(b"short")
