@@ -127,7 +127,7 @@ class _Operation:
 
 
 def openapi_document(app: Litestar) -> dict[str, Any]:
-    """OpenAPI 3.1, of every route that does not say `include_in_schema=False`."""
+    """OpenAPI 3.2 (which has events), of every route that does not say `include_in_schema=False`."""
     operations = list(_operations(app))
     kinds = list(dict.fromkeys([ErrorBody, *(kind for operation in operations for kind in operation.types)]))
     schemas, components = component_schemas(kinds)
@@ -136,7 +136,7 @@ def openapi_document(app: Litestar) -> dict[str, Any]:
         described = _described(operation, schemas)
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "Anaphora", "version": version("anaphora"), "description": cleandoc(_DESCRIPTION)},
         "servers": [{"url": "/"}],
         "paths": paths,
@@ -222,11 +222,15 @@ def _success(operation: _Operation, schemas: dict[Any, dict[str, Any]]) -> dict[
     else:
         content = {JSON: {"schema": schemas[operation.answer]}}
     if operation.said["events"] is not None:
-        content[sse.MEDIA_TYPE] = {
-            "schema": schemas[operation.said["events"]],
-            "example": 'data: {"...": "one such object"}\n\n: keep-alive\n\ndata: [DONE]\n\n',
-        }
+        content[sse.MEDIA_TYPE] = {"itemSchema": _event([schemas[operation.said["events"]], schemas[ErrorBody]])}
     return {"description": "The answer.", "headers": _header_references("x-request-id"), "content": content}
+
+
+def _event(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    """One server-sent event; what `data` holds is JSON, but for the last."""
+    encoded = {"contentMediaType": JSON, "contentSchema": {"anyOf": schemas}}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, encoded]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _error(status: int, schema: dict[str, Any]) -> dict[str, Any]:

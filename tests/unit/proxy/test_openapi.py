@@ -71,7 +71,9 @@ def test_bounds_survive_null_and_nesting() -> None:
 def test_a_stream_is_described_beside_the_whole_answer() -> None:
     content = OPERATIONS["post /v1/chat/completions"]["responses"]["200"]["content"]
     assert content["application/json"]["schema"]["$ref"].endswith("/ChatCompletion")
-    assert content["text/event-stream"]["schema"]["$ref"].endswith("/ChatCompletionChunk")
+    done, encoded = content["text/event-stream"]["itemSchema"]["properties"]["data"]["anyOf"]
+    chunk, error = (schema["$ref"].rsplit("/", 1)[1] for schema in encoded["contentSchema"]["anyOf"])
+    assert (done, chunk, error) == ({"const": "[DONE]"}, "ChatCompletionChunk", "ErrorBody")
 
 
 class Place(Struct):
