@@ -9,7 +9,11 @@ from sessions.types import Divergence, Explanation, MissClass
 
 
 class DivergencePlace(Struct, frozen=True, kw_only=True):
-    """Where a prompt leaves the closest earlier one. offset: characters of `param`."""
+    """Where a prompt leaves the closest earlier one.
+
+    token: the first that differs, counted from 0. param: where it stands in the request. offset: characters into that.
+    before: text that both have before it. now, then: text after it in this prompt, and in the earlier one.
+    """
 
     token: int
     param: str
@@ -24,29 +28,51 @@ class DivergencePlace(Struct, frozen=True, kw_only=True):
 
 
 class LostKV(Struct, frozen=True, kw_only=True):
+    """What became of the first block that is missing.
+
+    reason: why it went. seconds_ago: when. after_idle_s: after how long without use.
+    """
+
     reason: str
     seconds_ago: float | None = None
     after_idle_s: float | None = None
 
 
 class Tiers(Struct, frozen=True, kw_only=True):
+    """Prompt tokens by where they are.
+
+    pool: in memory. disk: on disk, after those. elsewhere: with another replica, after those.
+    """
+
     pool: int
     disk: int
     elsewhere: int
 
 
 class CacheHit(Struct, frozen=True, kw_only=True, tag_field="type", tag="cache_hit"):
-    """OpenAI's `prompt_cache_diagnostics`."""
+    """All that was known was found."""
 
 
 class CacheMiss(Struct, frozen=True, kw_only=True, tag_field="type", tag="cache_miss"):
+    """Less was found than might have been.
+
+    reason: what the client changed. cache_missed_tokens: that must be computed. comparison_reusable_tokens: that the
+    closest earlier prompt has in common with this one.
+    """
+
     reason: Literal["input_changed", "tools_changed"]
     cache_missed_tokens: int
     comparison_reusable_tokens: int
 
 
 class CacheExplanation(Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"kind": "class"}):
-    """Why a prompt found no more of itself in the cache. Counts are tokens of the prompt; tiers: where they are."""
+    """Why a prompt found no more of itself in the cache.
+
+    class: the reason in a word. prompt_tokens: all. tiers: where they are. missed_tokens: that must be computed.
+    shared_tokens: in common with the closest earlier prompt. prompt_cache_diagnostics: the same in OpenAI's words.
+    divergence: where the two part, if they do. lost: what became of what was stored. advice: what to change, or
+    nothing.
+    """
 
     kind: MissClass
     prompt_tokens: int
@@ -84,7 +110,9 @@ class CacheExplanation(Struct, frozen=True, kw_only=True, omit_defaults=True, re
 
 
 class CacheWarmed(Struct, frozen=True, kw_only=True):
-    """prompt_tokens are cached now; cache_write_tokens of them were computed for it."""
+    """object: always the same. prompt_tokens: that are cached now. cached_tokens: that were before.
+    cache_write_tokens: that were computed for it.
+    """
 
     object: Literal["cache.warmed"] = "cache.warmed"
     prompt_tokens: int
@@ -93,21 +121,26 @@ class CacheWarmed(Struct, frozen=True, kw_only=True):
 
 
 class CachePinned(Struct, frozen=True, kw_only=True):
-    """tokens: of whole blocks, pinned or no longer."""
+    """object: what was done. tokens: of whole blocks, pinned or no longer."""
 
     object: Literal["cache.pinned", "cache.unpinned"]
     tokens: int
 
 
 class CacheDropped(Struct, frozen=True, kw_only=True):
+    """object: always the same. tokens: that were forgotten."""
+
     object: Literal["cache.dropped"] = "cache.dropped"
     tokens: int
 
 
 class CacheEntry(Struct, frozen=True, kw_only=True):
-    """One stored path. id: for `DELETE`; null for less than a block. ttl_s: null where it cannot expire.
+    """One stored path.
 
-    declared_tokens: leading ones that the operator shares between tenants; they are in no tenant's totals.
+    id: for `DELETE`; null for less than a block. object: always the same. tier: where it is. tokens: from the root on.
+    shared_tokens: that other entries have too. declared_tokens: leading ones that the operator shares between tenants;
+    they are in no tenant's totals. bytes: that all its tokens take. age_s: seconds since it was stored. hits: how often
+    it was reused. ttl_s: seconds until it may go; null where it cannot expire. pinned: never evicted.
     """
 
     id: str | None
@@ -138,7 +171,9 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
 
 
 class CacheEntries(Struct, frozen=True, kw_only=True):
-    """data: the most recently used first. tokens, bytes: of all, what paths share counted once."""
+    """data: the most recently used first. object: always the same. tokens, bytes: of all; what paths share is counted
+    once.
+    """
 
     data: list[CacheEntry]
     object: Literal["list"] = "list"

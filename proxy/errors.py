@@ -53,8 +53,8 @@ class CompletionTimeout(SessionError):
 
 
 class ErrorFields(msgspec.Struct, frozen=True, kw_only=True):
-    """type: `invalid_request_error`, `rate_limit_error` or `server_error`. param: path of the field at fault, e.g.
-    `messages[2].role`. code: what a program may test for.
+    """message: for people. type: `invalid_request_error`, `rate_limit_error` or `server_error`. param: path of the
+    field at fault, e.g. `messages[2].role`. code: what a program may test for.
     """
 
     message: str
@@ -64,7 +64,10 @@ class ErrorFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of every error."""
+    """Body of every error.
+
+    error: what went wrong.
+    """
 
     error: ErrorFields
 

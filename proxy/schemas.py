@@ -19,8 +19,10 @@ from sessions.types import PromptReport, Usage
 
 
 class PromptCacheBreakpoint(Struct, frozen=True, kw_only=True):
-    """The end of a reusable prefix, to the token. With `ttl` it is kept at least that long; in explicit mode it is all
-    that is read and written; with `stable_first` it says which system parts go first.
+    """The end of a reusable prefix, to the token. In explicit mode breakpoints are all that is read and written; with
+    the server's `stable_first` they say which system parts go first.
+
+    mode: there is one. ttl: keep the prefix at least that long after its last use.
     """
 
     mode: Literal["explicit"]
@@ -28,24 +30,35 @@ class PromptCacheBreakpoint(Struct, frozen=True, kw_only=True):
 
 
 class TextPart(Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
+    """A piece of a message's text; pieces are joined as they stand.
+
+    text: may say what it likes; control tokens in it stay text. prompt_cache_breakpoint: the part ends a reusable
+    prefix.
+    """
+
     text: str
     prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
 
 
 class RefusalPart(Struct, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
+    """What an assistant said to refuse; taken as its text.
+
+    refusal: that text.
+    """
+
     refusal: str
 
 
 class ImagePart(Struct, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
-    """Declared to be refused by name, as the next two are."""
+    """Refused by name: this server reads text."""
 
 
 class AudioPart(Struct, frozen=True, kw_only=True, tag_field="type", tag="input_audio"):
-    pass
+    """Refused by name: this server reads text."""
 
 
 class FilePart(Struct, frozen=True, kw_only=True, tag_field="type", tag="file"):
-    pass
+    """Refused by name: this server reads text."""
 
 
 ContentPart = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
@@ -53,18 +66,39 @@ Content = str | Annotated[list[ContentPart], Meta(min_length=1)]
 
 
 class SystemMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="system"):
+    """What the assistant is told to be. Those before its first turn are moved to the front.
+
+    content: text, or its parts.
+    """
+
     content: Content
 
 
 class DeveloperMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="developer"):
+    """The same as a system message.
+
+    content: text, or its parts.
+    """
+
     content: Content
 
 
 class UserMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="user"):
+    """What the user says.
+
+    content: text, or its parts.
+    """
+
     content: Content
 
 
 class AssistantMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="assistant"):
+    """An earlier reply. Sent back as it came, it is taken as the tokens that were generated.
+
+    content: text, or its parts; null is empty. refusal: in the place of the text, if that is null.
+    tool_calls: the calls it made, as they came. function_call: OpenAI's legacy; refused.
+    """
+
     content: Content | None = None
     refusal: str | None = None
     tool_calls: Any = None
@@ -72,29 +106,48 @@ class AssistantMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag=
 
 
 class ToolMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="tool"):
+    """What a tool answered.
+
+    content: text, or its parts. tool_call_id: of the call that it answers.
+    """
+
     content: Content
     tool_call_id: str
 
 
 class FunctionMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="function"):
-    """OpenAI's legacy; declared to be refused by name."""
+    """OpenAI's legacy, refused by name: send a tool message."""
 
 
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
 
 
 class StreamOptions(Struct, frozen=True, kw_only=True):
+    """Only with `stream`.
+
+    include_usage: one more chunk at the end, with the usage and no choice. include_obfuscation: without effect.
+    """
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class PromptCacheOptions(Struct, frozen=True, kw_only=True):
+    """What the cache may do with this request.
+
+    mode: `implicit` reuses and stores what it can, `explicit` only up to breakpoints, so nothing without any.
+    ttl: keep the prompt at least that long after its last use.
+    """
+
     mode: Literal["implicit", "explicit"] | None = None
     ttl: Literal["30m"] | None = None
 
 
 class Prediction(Struct, frozen=True, kw_only=True, tag_field="type", tag="content"):
-    """A speed hint: tried as drafts, never taken for an answer."""
+    """A speed hint: tried as drafts, never taken for an answer.
+
+    content: what the answer will much resemble.
+    """
 
     content: Content
 
@@ -107,7 +160,7 @@ Metadata = Annotated[
 
 
 class AnaphoraOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What only this server has.
+    """Options that only this server has.
 
     splice: take replies that come back as text as the tokens that were generated.
     priority: how long what is computed stays: `low` goes first, `high` stays as with a time to live.
@@ -120,7 +173,35 @@ class AnaphoraOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
-    """Body of POST /v1/chat/completions."""
+    """Body of POST /v1/chat/completions.
+
+    messages: the conversation, oldest first. Rendering is canonical: what means the same becomes the same tokens.
+    model: the name in `/v1/models`; any other is a 404.
+    max_completion_tokens: most tokens of each choice; without it, up to the end of the context.
+    max_tokens: the older name of `max_completion_tokens`.
+    temperature: 0 is greedy; 1 without it. top_p: draw from the likeliest tokens of this total probability.
+    top_k: draw from that many likeliest tokens; 0 and -1 are all. min_p: draw from tokens at least this share as likely
+    as the likeliest.
+    seed: the same seed and request give the same answer, whoever else is served; any 64-bit integer.
+    stop: end the answer before the first of these; never in the answer.
+    n: choices; the prompt is computed once for all. The server may allow fewer.
+    presence_penalty: taken from the logit of each token that was said. frequency_penalty: taken once per time that it
+    was said. logit_bias: token id to what is added to its logit.
+    ignore_eos: go on where the model would end. cache_salt: shares no cached prefix with other salts; never widens
+    sharing.
+    stream: answer as server-sent events. stream_options: needs `stream`.
+    prediction: what the answer will much resemble. anaphora: options that only this server has.
+    metadata, store, user, safety_identifier, prompt_cache_key: taken, without effect.
+    parallel_tool_calls: false for at most one call in a reply.
+    prompt_cache_retention: the older word for `prompt_cache_options.ttl`: `24h` keeps the prompt a day.
+    prompt_cache_options: what the cache may do with this request.
+    reasoning_effort, verbosity: taken, without effect. service_tier: taken; the answer's is `default`.
+    modalities: only text is. audio, moderation, web_search_options: refused by name. repetition_penalty: only 1 is;
+    there are the other penalties. functions, function_call: OpenAI's legacy, refused by name: send `tools`.
+    logprobs: say how likely each token was. top_logprobs: and of so many likeliest others; needs `logprobs`.
+    response_format: what the answer must look like. tools: functions that the model may call.
+    tool_choice: whether, or which.
+    """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     model: Annotated[str, Meta(min_length=1)]
@@ -178,12 +259,23 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
 
 
 class PromptTokensDetails(Struct, frozen=True, kw_only=True):
+    """Of a prompt's tokens.
+
+    cached_tokens: found in the cache, in any tier. cache_write_tokens: computed now and stored. audio_tokens: none.
+    """
+
     cached_tokens: int
     cache_write_tokens: int
     audio_tokens: int = 0
 
 
 class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
+    """Of the tokens of all choices.
+
+    reasoning_tokens: thought, not said. audio_tokens: none. accepted_prediction_tokens, rejected_prediction_tokens: of
+    `prediction`, as far as it was tried.
+    """
+
     reasoning_tokens: int = 0
     audio_tokens: int = 0
     accepted_prediction_tokens: int = 0
@@ -191,6 +283,12 @@ class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
 
 
 class CompletionUsage(Struct, frozen=True, kw_only=True):
+    """Tokens of a request.
+
+    prompt_tokens: of the prompt, counted once. completion_tokens: of all choices. total_tokens: both.
+    prompt_tokens_details: where they came from. completion_tokens_details: what they were.
+    """
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -214,6 +312,11 @@ class CompletionUsage(Struct, frozen=True, kw_only=True):
 
 
 class Moved(Struct, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
+    """Something that the canonical order put elsewhere.
+
+    from: where the request had it, e.g. `messages[3]`. to: where the prompt has it.
+    """
+
     source: str
     target: str
 
@@ -239,12 +342,23 @@ class AnaphoraReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AnswerMessage(Struct, frozen=True, kw_only=True):
+    """The reply.
+
+    role: always the assistant. content: its text. refusal: always null.
+    """
+
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
 
 
 class Choice(Struct, frozen=True, kw_only=True):
+    """One of `n` replies.
+
+    index: which. message: the reply. finish_reason: `stop` where it ended by itself or at a stop sequence, `length` at
+    a limit. logprobs: if they were asked for.
+    """
+
     index: int
     message: AnswerMessage
     finish_reason: str
@@ -252,6 +366,13 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 
 class ChatCompletion(Struct, frozen=True, kw_only=True):
+    """A whole answer.
+
+    id: of this answer. object: always the same. created: seconds since the epoch. model: that answered.
+    choices: by index. usage: tokens. service_tier: `default`, if the request named one.
+    anaphora: what was done with the request.
+    """
+
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -263,11 +384,22 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
 
 
 class ChunkDelta(Struct, frozen=True, kw_only=True):
+    """What a chunk adds to a choice; texts are concatenated.
+
+    role: in the choice's first chunk. content: the next piece of the text.
+    """
+
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True, kw_only=True):
+    """What a chunk says of one choice.
+
+    index: which. delta: what it adds. finish_reason: in the choice's last chunk, else null. logprobs: of the tokens of
+    this chunk, if they were asked for.
+    """
+
     index: int
     delta: ChunkDelta
     finish_reason: str | None = None
@@ -275,6 +407,13 @@ class ChunkChoice(Struct, frozen=True, kw_only=True):
 
 
 class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
+    """One event of a streamed answer.
+
+    id, created, model: the same in all chunks. object: always the same. choices: what this chunk adds; none in the
+    chunk with the usage. usage: null but in the last chunk, if it was asked for. service_tier: `default`, if the
+    request named one. anaphora: what was done with the request; in the first chunk.
+    """
+
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
@@ -286,6 +425,12 @@ class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
 
 
 class Model(Struct, frozen=True, kw_only=True):
+    """A model.
+
+    id: its name in requests. created: when it was loaded, in seconds since the epoch. object: always the same.
+    owned_by: this server.
+    """
+
     id: str
     created: int
     object: Literal["model"] = "model"
@@ -293,6 +438,8 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class ModelList(Struct, frozen=True, kw_only=True):
+    """data: the one model served here. object: always the same."""
+
     data: list[Model]
     object: Literal["list"] = "list"
 

@@ -46,6 +46,7 @@ def component_schemas(types: Iterable[Any]) -> tuple[dict[Any, dict[str, Any]], 
 def _describe(schema: dict[str, Any]) -> None:
     properties: dict[str, dict[str, Any]] = schema.get("properties", {})
     text, of_fields = split_docstring(schema.get("description", ""), properties)
+    schema.pop("description", None)
     if text:
         schema["description"] = text
     for name, field_text in of_fields.items():

@@ -20,6 +20,8 @@ _GET_OR_HEAD = (HttpMethod.GET, HttpMethod.HEAD)
 
 
 class Health(Struct, frozen=True, kw_only=True):
+    """status: always the same."""
+
     status: Literal["ok"] = "ok"
 
 

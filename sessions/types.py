@@ -295,7 +295,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What `/ready` reports. `index` is the state of the Redis trie: reported, not required."""
+    """What `/ready` reports.
+
+    ready: new requests would be answered. model_loaded: the weights are there. engine_alive: its thread runs.
+    draining: the server is going away. index: the state of the Redis trie; reported, not required.
+    """
 
     ready: bool
     model_loaded: bool

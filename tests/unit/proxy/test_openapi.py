@@ -60,6 +60,17 @@ def test_every_reference_leads_somewhere() -> None:
         assert found
 
 
+def test_every_field_is_described() -> None:
+    """A tag's field (`type`, `role`) needs no words: it has one value."""
+    silent = [
+        f"{name}.{field}"
+        for name, schema in SCHEMAS.items()
+        for field, said in schema.get("properties", {}).items()
+        if "description" not in said and len(said.get("enum", "??")) > 1
+    ]
+    assert silent == [], "say in the Struct's docstring `field: what it is.`"
+
+
 def test_bounds_survive_null_and_nesting() -> None:
     fields = SCHEMAS["ChatCompletionRequest"]["properties"]
     assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
