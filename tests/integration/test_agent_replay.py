@@ -1,4 +1,4 @@
-"""What the table of `benchmarks.agent` claims: meaning the same costs nothing, and what changes costs what follows it."""
+"""What the table of `benchmarks.agent` says: meaning the same costs nothing, and what changes costs what follows it."""
 
 from benchmarks.agent import measure
 from tests.fakes import byte_tokenizer
