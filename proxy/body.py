@@ -22,7 +22,7 @@ from sessions.errors import InvalidRequest
 
 Body = TypeVar("Body")
 
-_PATH = re.compile(r"^(?P<message>.*) - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
+_PATH = re.compile(r"^(?P<message>.*) - at `(?:key` in `)?\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`")
 
 _OUTLINE = b'"[]{}'

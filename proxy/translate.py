@@ -34,7 +34,7 @@ _NEVER_BUILT = (
     "top_logprobs",
     "web_search_options",
 )
-"""Refused whatever their value, unless it is null or empty."""
+"""Refused whatever their value, unless it is null or an empty list."""
 
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -68,7 +68,7 @@ def refuse_unsupported(wire: ChatCompletionRequest) -> None:
     if wire.logprobs:
         raise _unsupported("logprobs")
     for name in _NEVER_BUILT:
-        if getattr(wire, name) not in (None, [], {}):
+        if getattr(wire, name) not in (None, []):
             raise _unsupported(name)
     if wire.tool_choice not in (None, "none"):
         raise _unsupported("tool_choice", "only 'none' is")
