@@ -124,6 +124,17 @@ class Settings(BaseSettings):
     reply_ttl_s: CountOrOff = Field(
         86_400, description="So long Redis keeps the tokens of a reply for its next turn; 0: it never sees them."
     )
+    response_ttl_s: CountOrOff = Field(
+        2_592_000,
+        description="So long after their last use responses and conversations are stored; 0: nothing is.",
+    )
+    max_stored_responses: Count = Field(
+        10_000, description="Stored responses and conversations per tenant; past it the least recently used go."
+    )
+    max_stored_bytes: Count = Field(
+        2_097_152,
+        description="Largest response or conversation that is stored; what is larger is refused or not stored.",
+    )
 
     max_inflight: Count = Field(512, description="Chat requests in flight at once, over all tenants; past it, 429.")
     max_inflight_per_tenant: CountOrOff = Field(0, description="The same, per tenant; 0 means no limit of its own.")

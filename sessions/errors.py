@@ -4,6 +4,8 @@ SessionError
 ├── InvalidRequest           the caller's fault; names the parameter
 │   └── ContextLengthExceeded
 ├── ModelNotFound            no such model is served here
+├── NotStored                no such response, conversation or item is stored for this tenant
+├── StoreUnavailable         what is stored cannot be asked for now
 ├── Overloaded               a bound is reached; says when to come back
 ├── Draining                 the server is going away
 ├── EngineFailed             the engine thread died or this step raised
@@ -49,6 +51,24 @@ class ModelNotFound(SessionError):
         shown = model if len(model) <= 200 else model[:200] + "…"
         super().__init__(f"The model '{shown}' does not exist or you do not have access to it.")
         self.model = model
+
+
+class NotStored(SessionError):
+    """kind: "response", "conversation" or "item". param: where the caller named it, if that was in a body."""
+
+    def __init__(self, kind: str, name: str, param: str | None = None) -> None:
+        shown = name if len(name) <= 200 else name[:200] + "…"
+        super().__init__(f"{kind.capitalize()} with id '{shown}' not found.")
+        self.kind = kind
+        self.name = name
+        self.param = param
+
+
+class StoreUnavailable(SessionError):
+    """Redis, which has it, does not answer; a retry may succeed."""
+
+    def __init__(self) -> None:
+        super().__init__("Stored responses cannot be reached right now.")
 
 
 class Overloaded(SessionError):

@@ -46,3 +46,5 @@ class ServiceParts:
     bytes_per_token: int = 0
     shared_prompts: tuple[SharedPrompt, ...] = ()
     disk: DiskOptions | None = None
+    max_stored_bytes: int = 2 << 20
+    """Of one response or conversation; how many, and for how long, says `index.client.keeping`."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from sessions.admission import Admission
 from sessions.cache_control import CacheControl
 from sessions.detokenizer import StopStrings, TextStream
+from sessions.documents import LocalDocuments
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import Request, RestoredBlocks
@@ -27,6 +28,7 @@ from sessions.keeping import keeping_of
 from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter
 from sessions.replies import Replies, Said
+from sessions.response_store import ResponseStore
 from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
 from sessions.types import BlockHash, ChatRequest, Explanation, Readiness, RequestId, Stats, Usage
 
@@ -86,6 +88,9 @@ class ChatService:
             shared_root=shared_root,
             shared_prompts=parts.shared_prompts,
         )
+        keeping = parts.index.client.keeping
+        local = None if keeping is None else LocalDocuments(keeping)
+        self.responses = ResponseStore(self.index.documents or local, parts.secret, max_bytes=parts.max_stored_bytes)
         self.cache = CacheControl(
             self.root_of, self.engine, self._prompter, self._replies, self.index, self._disk, parts.tokenizer
         )

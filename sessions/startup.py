@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from sessions.documents import Keeping
 from sessions.engine.config import EngineConfig
 from sessions.engine.loop import Runner
 from sessions.errors import ModelRefused
@@ -54,6 +55,9 @@ class ServiceOptions:
     cache_budgets: str = ""
     splice_stripped: bool = False
     reply_ttl_s: int = 86_400
+    response_ttl_s: int = 2_592_000
+    max_stored_responses: int = 10_000
+    max_stored_bytes: int = 2_097_152
     index: Literal["auto", "redis", "embedded", "off"] = "auto"
     redis_url: str = ""
     redis_timeout_ms: int = 50
@@ -129,6 +133,7 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         bytes_per_token=cache.block_bytes // cache.block_size,
         disk=_disk_options(options, cache),
         shared_prompts=options.shared_prompts,
+        max_stored_bytes=options.max_stored_bytes,
     )
     return parts, ModelRunner(loaded, cache)
 
@@ -172,7 +177,8 @@ def _open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
 def _index_options(options: ServiceOptions) -> IndexOptions:
     """What is on disk is of use to a conversation whose replies are known: then an embedded Redis keeps its data."""
     data = options.cache_dir / "redis" if parse_disk_size(options.disk_size) else None
-    client = IndexSettings(reply_ttl_s=options.reply_ttl_s)
+    keeping = Keeping(options.response_ttl_s, options.max_stored_responses) if options.response_ttl_s else None
+    client = IndexSettings(reply_ttl_s=options.reply_ttl_s, keeping=keeping)
     return IndexOptions(options.index, options.redis_url, options.redis_timeout_ms, client, data)
 
 

@@ -3,11 +3,13 @@
     prefix_index.py  PrefixIndex: the one door, for the event loop and the engine thread
     ledger.py        what this replica holds and what Redis has not been told; pure
     publisher.py     the thread that beats, publishes, cuts and resyncs; owns the writing connection
-    lookups.py       the thread that asks for a chain within a budget; owns the reading connection
+    caller.py        a thread and a connection that are asked within a budget
+    lookups.py       asks for a chain, and for records of replies
+    remote_documents.py   asks for what is stored: no hint, so who cannot be asked says so
     breaker.py       when to leave a failing server alone
     settings.py      the numbers, and how a connection is made
 
-Redis is a hint: nothing here raises because a server is slow, wrong or gone.
+Redis is a hint, but for documents: nothing else here raises because a server is slow, wrong or gone.
 """
 
 from sessions.index.ledger import ResyncSource

@@ -18,6 +18,7 @@ from sessions.hashing import HashChain
 from sessions.index.ledger import Ledger, ResyncSource
 from sessions.index.lookups import Lookup, Lookups
 from sessions.index.publisher import Publisher
+from sessions.index.remote_documents import RemoteDocuments
 from sessions.index.settings import IndexSettings, connect
 from sessions.trie import Incarnation, Match, Replica, namespace_of
 from sessions.types import BlockHash
@@ -67,10 +68,15 @@ class PrefixIndex:
         self._ledger = Ledger(max_chains=settings.max_chains, max_evictions=settings.max_evictions)
         self._publisher: Publisher | None = None
         self._lookups: Lookups | None = None
+        self.documents: RemoteDocuments | None = None
+        """What is stored in the same Redis; None where there is no Redis, or nothing is to be stored."""
         url = embedded.url if embedded else url
         if url is None:
             return
         self._lookups = Lookups(connect(url, settings.timeout_s), settings)
+        if settings.keeping is not None:
+            client = connect(url, settings.documents_timeout_s)
+            self.documents = RemoteDocuments(client, settings, settings.keeping)
         self._publisher = Publisher(
             connect(url, settings.timeout_s),
             self._ledger,
@@ -104,6 +110,8 @@ class PrefixIndex:
             self._embedded.start()
         self._publisher.start()
         self._lookups.start()
+        if self.documents is not None:
+            self.documents.start()
         self._is_started = True
 
     def stop(self, timeout_s: float = 1.0) -> None:
@@ -114,6 +122,8 @@ class PrefixIndex:
         deadline = time.monotonic() + timeout_s
         self._publisher.stop(timeout_s)
         self._lookups.stop(max(0.0, deadline - time.monotonic()))
+        if self.documents is not None:
+            self.documents.stop(max(0.0, deadline - time.monotonic()))
         if self._embedded:
             self._embedded.stop(max(0.1, deadline - time.monotonic()))
 

@@ -9,6 +9,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
+from sessions.documents import Keeping
+
 OLDEST_REDIS = (6, 2)
 """GETEX came with 6.2. Valkey calls itself Redis 7.2.4 here."""
 
@@ -22,6 +24,7 @@ class IndexSettings:
     resync_s: anti-entropy; also renews what would expire, so it stays below `ttl_s`.
     breaker_failures, breaker_open_s: so many failures in a row, and for so long the server is left alone.
     cut_delay_s: evictions wait so long, to be told as one cut per branch.
+    keeping, documents_timeout_s: of what is stored beside the trie (None: nothing is), and budget of one call about it.
     reply_ttl_s: so long Redis keeps the ids of a reply; 0: it never sees them.
     max_chains, max_evictions: bounds of what waits while Redis is away.
     """
@@ -34,6 +37,8 @@ class IndexSettings:
     breaker_failures: int = 3
     breaker_open_s: float = 0.5
     cut_delay_s: float = 0.25
+    keeping: Keeping | None = Keeping()
+    documents_timeout_s: float = 1.0
     reply_ttl_s: int = 86_400
     max_chains: int = 500
     max_evictions: int = 65_536
