@@ -1,6 +1,6 @@
 """The factory: settings and a service into a Litestar application. Wiring only.
 
-/v1            RequestLog ▸ guard: API key ▸ [guard: admission] ChatController, CacheController; ModelController
+/v1            RequestLog ▸ guard: API key ▸ [guard: admission] what generates, or what is stored; ModelController
 /health /ready /metrics /schema      open
 """
 
@@ -13,6 +13,7 @@ from litestar.middleware import DefineMiddleware
 from proxy.auth import KeyRing, require_api_key
 from proxy.cache import CacheController
 from proxy.chat import ChatController
+from proxy.conversations import ConversationController
 from proxy.docs_page import DocsController
 from proxy.errors import EXCEPTION_HANDLERS
 from proxy.limits import InFlight, admit
@@ -21,6 +22,7 @@ from proxy.metrics import Metrics
 from proxy.openapi import openapi_document
 from proxy.reply import OpenReplies
 from proxy.replying import Replier
+from proxy.responses import ResponseController
 from proxy.schemas import ENCODER
 from proxy.settings import Settings
 from proxy.system import ModelController, SystemController
@@ -62,7 +64,11 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
 
 
 def _api_router() -> Router:
-    chat = Router("/", route_handlers=[ChatController, CacheController], guards=[admit])
+    chat = Router(
+        "/",
+        route_handlers=[ChatController, ResponseController, ConversationController, CacheController],
+        guards=[admit],
+    )
     return Router(
         "/v1",
         route_handlers=[chat, ModelController],

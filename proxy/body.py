@@ -57,6 +57,14 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[Body], *, max_depth: 
         raise InvalidRequest("The request body is nested too deeply.") from None
 
 
+def converted(value: Any, kind: type[Body], where: str) -> Body:
+    """What was decoded as it came, as a Struct. Raises InvalidRequest. where: it stands in the body."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise fault(str(error), where) from None
+
+
 def decode_chat_request(body: bytes, *, max_depth: int, max_messages: int) -> ChatCompletionRequest:
     """As `decode_body`, and bounds the messages."""
     request = decode_body(body, CHAT_DECODER, max_depth=max_depth)
@@ -66,13 +74,17 @@ def decode_chat_request(body: bytes, *, max_depth: int, max_messages: int) -> Ch
 
 def check_count(count: int, most: int, param: str) -> None:
     if count > most:
-        raise InvalidRequest(f"At most {most} {param} are accepted, not {count}.", param=param)
+        raise InvalidRequest(f"At most {most} messages are accepted, not {count}.", param=param)
 
 
-def fault(text: str) -> InvalidRequest:
-    """msgspec's `Expected `int`, got `str` - at `$.messages[0].x`` into OpenAI's message and param."""
+def fault(text: str, under: str = "") -> InvalidRequest:
+    """msgspec's `Expected `int`, got `str` - at `$.messages[0].x`` into OpenAI's message and param.
+
+    under: where what was decoded stands in the body.
+    """
     match = _PATH.match(text)
     message, path = (match["message"], match["path"]) if match else (text, "")
+    path = ".".join(filter(None, (under, path)))
     missing = _MISSING.fullmatch(message)
     if missing:
         param = f"{path}.{missing['field']}" if path else missing["field"]

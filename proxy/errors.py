@@ -22,13 +22,16 @@ from sessions.errors import (
     EngineFailed,
     InvalidRequest,
     ModelNotFound,
+    NotStored,
     Overloaded,
     SessionError,
+    StoreUnavailable,
 )
 
 _logger = structlog.get_logger("anaphora")
 
 DRAIN_RETRY_AFTER_S = 5
+STORE_RETRY_AFTER_S = 1
 CLIENT_CLOSED_REQUEST = 499
 """Nobody receives it; it is what the log line and the metrics say of a client that left."""
 
@@ -112,6 +115,12 @@ def session_error_answer(error: SessionError) -> ErrorAnswer:
             return ErrorAnswer(400, error.message, param=error.param, code=error.code)
         case ModelNotFound():
             return ErrorAnswer(404, message, param="model", code="model_not_found")
+        case NotStored():
+            code = "previous_response_not_found" if error.param == "previous_response_id" else f"{error.kind}_not_found"
+            return ErrorAnswer(404, message, param=error.param, code=code)
+        case StoreUnavailable():
+            headers = _retry_after(STORE_RETRY_AFTER_S)
+            return ErrorAnswer(503, message, "server_error", code="store_unavailable", headers=headers)
         case Overloaded():
             headers = _retry_after(error.retry_after_s)
             return ErrorAnswer(429, message, "rate_limit_error", code="rate_limit_exceeded", headers=headers)

@@ -103,6 +103,11 @@ class Metrics:
         self.request_duration = self._histogram(
             "request_duration_seconds", "Arrival of a request to its end.", _DURATION_BUCKETS
         )
+        self.response_store_failures = Counter(
+            PREFIX + "response_store_failures",
+            "Responses that were to be stored and could not be.",
+            registry=self.registry,
+        )
         self.requests = Counter(
             PREFIX + "http_requests",
             "Requests under /v1, by final status.",

@@ -41,7 +41,7 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 """One spelling per id: two would be two biases, whose sum no bound has seen."""
 
 
-_TTL_S = {None: None, "30m": 1800.0, "12h": 43_200.0, "24h": 86_400.0}
+TTL_S = {None: None, "30m": 1800.0, "12h": 43_200.0, "24h": 86_400.0}
 
 
 def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, vocab_size: int) -> ChatRequest:
@@ -162,7 +162,7 @@ def _parts(content: Content, where: str) -> tuple[Part, ...]:
     lengths = [len(_part_text(part, where)) for part in content]
     offsets = pairwise(accumulate(lengths, initial=0))
     return tuple(
-        Part(start, end, None if point is None else Breakpoint(_TTL_S[point.ttl]))
+        Part(start, end, None if point is None else Breakpoint(TTL_S[point.ttl]))
         for (start, end), point in zip(offsets, points, strict=True)
     )
 
@@ -173,7 +173,7 @@ def _cache_options(wire: ChatCompletionRequest) -> CacheOptions:
     ttl = options.ttl if options is not None else None
     return CacheOptions(
         is_explicit=options is not None and options.mode == "explicit",
-        ttl_s=_TTL_S[ttl or ("24h" if wire.prompt_cache_retention == "24h" else None)],
+        ttl_s=TTL_S[ttl or ("24h" if wire.prompt_cache_retention == "24h" else None)],
         priority="normal" if own is None else own.priority,
     )
 

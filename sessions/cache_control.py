@@ -25,7 +25,7 @@ from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies, Transcript
 from sessions.tiers import DiskTier
 from sessions.tokenizer import Tokenizer
-from sessions.types import BlockHash, ChatRequest, Divergence, Explanation, Tenant, TokensByTier
+from sessions.types import BlockHash, ChatRequest, Comparison, Divergence, Explanation, Tenant, TokensByTier
 
 T = TypeVar("T")
 
@@ -185,6 +185,22 @@ class CacheControl:
             index_is_down=self._index.state == "down",
         )
         return explain(found, self._divergence(request, prompted, shared, then))
+
+    async def compare(self, prompted: Prompted, earlier: Prompted) -> Comparison:
+        """prompted: of a request that is about to start. earlier: of one that may have run long ago."""
+        chain, token_ids = prompted.chain, prompted.token_ids
+        in_pool = await self._between_steps(lambda: self._look(chain, token_ids))
+        size = self._pool.block_size
+        num_blocks = in_pool.num_held // size
+        num_disk = self._disk.num_held(chain, num_blocks) if self._disk is not None else 0
+        ours, theirs = array("I", token_ids), array("I", earlier.token_ids)
+        shared = _num_shared(ours, theirs)
+        return Comparison(
+            shared_tokens=shared,
+            parts=shared < min(len(ours), len(theirs)),
+            are_held=max(in_pool.num_held, (num_blocks + num_disk) * size) + 1 >= shared,
+            have_same_tools=prompted.opening.conversation.schemas == earlier.opening.conversation.schemas,
+        )
 
     def _look(self, chain: HashChain, token_ids: Sequence[int]) -> _InPool:
         """Engine thread."""

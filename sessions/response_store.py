@@ -112,9 +112,9 @@ class ResponseStore:
         return (await self._versioned(tenant, conversation_id, param))[1]
 
     async def create_conversation(self, tenant: Tenant, conversation: StoredConversation) -> None:
-        """Raises InvalidRequest for one that is too large, StoreUnavailable, and that too where nothing is stored."""
+        """Raises InvalidRequest for one that is too large, or where nothing is stored; StoreUnavailable."""
         if self._documents is None:
-            raise StoreUnavailable
+            raise InvalidRequest("This server stores no conversations.", code="store_disabled")
         content = self._packed_conversation(conversation)
         await self._documents.put(self._shelf(tenant), conversation.id, Document.new(content))
 
@@ -187,6 +187,7 @@ def new_id(prefix: str) -> str:
 
 
 def appended(conversation: StoredConversation, items: Sequence[bytes]) -> StoredConversation:
+    """The conversation with more at its end."""
     return replace(conversation, items=(*conversation.items, *items))
 
 

@@ -20,7 +20,7 @@ from sessions.engine.block_pool import BlockPool
 from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import Request, RestoredBlocks
 from sessions.engine.scheduler import Scheduler
-from sessions.errors import Draining, EngineFailed
+from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
 from sessions.generation import Choice, Generation
 from sessions.hashing import HashChain, root_hash, shared_key, tenant_key
 from sessions.index import PrefixIndex, open_index
@@ -30,7 +30,8 @@ from sessions.prompting import Prompted, Prompter
 from sessions.replies import Replies, Said
 from sessions.response_store import ResponseStore
 from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
-from sessions.types import BlockHash, ChatRequest, Explanation, Readiness, RequestId, Stats, Usage
+from sessions.truncation import truncated
+from sessions.types import BlockHash, ChatRequest, Comparison, Explanation, Readiness, RequestId, Stats, Usage
 
 CALL_TIMEOUT_S = 10.0
 """How long the index thread waits for the engine to answer between two steps."""
@@ -129,6 +130,24 @@ class ChatService:
         asking = replace(request, wants_explanation=True)
         return await self.cache.explain(asking, await self._prompter.prompt(asking, self.root_of(request)))
 
+    async def count(self, request: ChatRequest) -> int:
+        """Tokens of the prompt. Raises InvalidRequest, ContextLengthExceeded."""
+        return len((await self._prompter.prompt(request, self.root_of(request))).token_ids)
+
+    async def truncated(self, request: ChatRequest, room: int) -> tuple[ChatRequest, int]:
+        """The request without so many of its oldest messages that it leaves `room` tokens for a reply, and how many.
+
+        Where no cut does it, it is the shortest. Raises InvalidRequest.
+        """
+
+        async def fits(shorter: ChatRequest) -> bool:
+            try:
+                return await self.count(shorter) + room <= self.max_model_len
+            except ContextLengthExceeded:
+                return False
+
+        return await truncated(request, fits, step=self.max_model_len)
+
     def root_of(self, request: ChatRequest) -> BlockHash:
         """What all that this request computes hangs from."""
         key = tenant_key(self._parts.secret, request.tenant.id, request.cache_salt)
@@ -141,12 +160,22 @@ class ChatService:
         if request.wants_explanation:
             explanation = await self.cache.explain(request, prompted)
             prompted = replace(prompted, report=replace(prompted.report, explanation=explanation))
+        if request.compared is not None:
+            comparison = await self._compare(prompted, request.compared)
+            prompted = replace(prompted, report=replace(prompted.report, comparison=comparison))
         restored: tuple[RestoredBlocks, ...] = ()
         if not request.cache.is_explicit:
             await self._ask_index(prompted.chain)
             restored = await self._restore(prompted)
         self._refuse_if_unable(request.n)
         return self._submit(request, prompted, restored)
+
+    async def _compare(self, prompted: Prompted, earlier: ChatRequest) -> Comparison | None:
+        """None where the earlier request cannot be rendered any more: it does not fit the model of now."""
+        try:
+            return await self.cache.compare(prompted, await self._prompter.prompt(earlier, self.root_of(earlier)))
+        except InvalidRequest:
+            return None
 
     def _refuse_if_unable(self, num_choices: int) -> None:
         if self._draining:

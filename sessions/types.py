@@ -155,6 +155,8 @@ class ChatRequest:
     wants_explanation: bool = False
     splice: bool = True
     """Put the ids that were generated in the place of the replies that come back as text."""
+    compared: "ChatRequest | None" = None
+    """An earlier request of the same tenant's, to say how this prompt goes with its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,16 +231,31 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a prompt goes with that of an earlier request.
+
+    shared_tokens: leading ones, in both. parts: they go on differently after those; else one begins the other.
+    are_held: the pool and the disk had all that is shared. have_same_tools: or else that is where they part.
+    """
+
+    shared_tokens: int
+    parts: bool
+    are_held: bool
+    have_same_tools: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PromptReport:
     """What was done with a request's messages before the model saw them.
 
     num_spliced: replies taken as the tokens that were generated. moves: what the canonical order put elsewhere.
-    explanation: of what the cache had then, if it was asked for.
+    explanation: of what the cache had then, comparison: with an earlier request's prompt, if they were asked for.
     """
 
     num_spliced: int = 0
     moves: tuple[Move, ...] = ()
     explanation: Explanation | None = None
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The numbers of the index client, and its kind of connection. Frozen; no thread, no call at import."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -37,7 +37,7 @@ class IndexSettings:
     breaker_failures: int = 3
     breaker_open_s: float = 0.5
     cut_delay_s: float = 0.25
-    keeping: Keeping | None = Keeping()
+    keeping: Keeping | None = field(default_factory=Keeping)
     documents_timeout_s: float = 1.0
     reply_ttl_s: int = 86_400
     max_chains: int = 500

@@ -1,0 +1,164 @@
+"""Plan: a request for a response, with all that it refers to, as one chat request. Nothing is computed yet.
+
+    read the input ▸ what came before ▸ what it refers to ▸ messages ▸ truncation ▸ what to compare with
+
+Whatever can be refused is refused here, naming the parameter.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from msgspec import UNSET, UnsetType
+
+from proxy.body import check_count
+from proxy.refusals import invalid
+from proxy.response_context import Context, ContextLoader
+from proxy.response_items import ItemIds, check_call_ids, messages_of, read_input
+from proxy.response_schemas import (
+    BODY_DECODER,
+    CacheMiss,
+    ComparisonNotFound,
+    Diagnostics,
+    Item,
+    ResponseBody,
+    ResponseContext,
+    ResponseRequest,
+)
+from proxy.response_translate import (
+    begun,
+    chat_request,
+    check_context,
+    context_request,
+    diagnostics_of,
+    refuse_unsupported,
+    with_instructions,
+)
+from proxy.schemas import ENCODER
+from proxy.settings import Settings
+from sessions.errors import InvalidRequest, ModelNotFound, NotStored
+from sessions.response_store import new_id
+from sessions.service import ChatService
+from sessions.types import ChatRequest, Message, PromptReport, Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The response that a request wants to be compared with. model: its own; None: there is no such response."""
+
+    model: str | None
+    num_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """asked: what the service is to do. body: the answer so far. ids: for the items of the reply. inputs: the request's
+    own items. num_dropped: messages that truncation left out. wants_storing: as the client asked.
+    """
+
+    asked: ChatRequest
+    body: ResponseBody
+    ids: ItemIds
+    inputs: list[Item]
+    context: Context
+    num_dropped: int
+    wants_storing: bool
+    is_prewarm: bool
+    compared: Compared | None
+
+    def diagnostics(self, report: PromptReport, num_prompt_tokens: int) -> Diagnostics | UnsetType:
+        """What `comparison_response_id` asked for."""
+        if self.compared is None:
+            return UNSET
+        if self.compared.model is None:
+            return ComparisonNotFound()
+        if self.compared.model != self.body.model:
+            return CacheMiss(
+                cache_missed_tokens=num_prompt_tokens, reason="model_changed", comparison_reusable_tokens=0
+            )
+        is_compacted = self.num_dropped != self.compared.num_dropped
+        return diagnostics_of(report.comparison, num_prompt_tokens, is_compacted=is_compacted)
+
+
+class Planner:
+    """For one tenant's requests."""
+
+    def __init__(self, service: ChatService, settings: Settings, tenant: Tenant) -> None:
+        self._service = service
+        self._settings = settings
+        self._tenant = tenant
+        self._loader = ContextLoader(service.responses, tenant)
+
+    async def plan(self, wire: ResponseRequest) -> Plan:
+        """Raises InvalidRequest, ContextLengthExceeded, ModelNotFound, NotStored, StoreUnavailable."""
+        if wire.model != self._service.model_id:
+            raise ModelNotFound(wire.model)
+        refuse_unsupported(wire)
+        response_id = new_id("resp_")
+        ids = ItemIds(response_id)
+        context, inputs, messages = await self._read(wire, ids)
+        asked = chat_request(wire, messages, self._tenant)
+        wants_storing = wire.store is not False and self._service.responses.is_on
+        if wants_storing or context.conversation:
+            self._check_size(inputs)
+        num_dropped = 0
+        if wire.truncation == "auto":
+            asked, num_dropped = await self._service.truncated(asked, self._room(wire))
+        options = wire.prompt_cache_options
+        asked, compared = await self._compared(asked, options.comparison_response_id if options else None)
+        return Plan(
+            asked=asked,
+            body=begun(wire, response_id, int(datetime.now(UTC).timestamp())),
+            ids=ids,
+            inputs=inputs,
+            context=context,
+            num_dropped=num_dropped,
+            wants_storing=wants_storing,
+            is_prewarm=bool(options and options.prewarm),
+            compared=compared,
+        )
+
+    async def count(self, wire: ResponseContext) -> int:
+        """Tokens of the prompt. Raises as `plan` does."""
+        if wire.model not in (None, self._service.model_id):
+            raise ModelNotFound(str(wire.model))
+        check_context(wire)
+        _, _, messages = await self._read(wire, ItemIds(new_id("resp_")))
+        return await self._service.count(context_request(wire, messages, self._tenant))
+
+    async def _read(self, wire: ResponseContext, ids: ItemIds) -> tuple[Context, list[Item], tuple[Message, ...]]:
+        """What came before, the request's own items, and both as messages."""
+        written = read_input(wire.input, ids, "input")
+        context = await self._loader.context(wire)
+        inputs = await self._loader.resolved(written, context)
+        items = [*context.items, *inputs]
+        check_count(len(items), self._settings.max_messages, "input")
+        check_call_ids(items, "input")
+        messages = with_instructions(wire.instructions, messages_of(items))
+        if not messages:
+            raise invalid("input", "there is nothing to answer")
+        return context, inputs, messages
+
+    def _check_size(self, inputs: list[Item]) -> None:
+        if len(ENCODER.encode(inputs)) > self._service.responses.max_bytes:
+            raise InvalidRequest(
+                f"The input is larger than the {self._service.responses.max_bytes} bytes that this server stores of a "
+                "response; send 'store': false.",
+                param="input",
+                code="input_too_large_to_store",
+            )
+
+    def _room(self, wire: ResponseRequest) -> int:
+        """Tokens that truncation leaves for the reply."""
+        most = self._service.max_model_len
+        return min(wire.max_output_tokens or most // 8, most // 2)
+
+    async def _compared(self, asked: ChatRequest, response_id: str | None) -> tuple[ChatRequest, Compared | None]:
+        if response_id is None:
+            return asked, None
+        try:
+            stored = await self._service.responses.response(self._tenant, response_id)
+            earlier = await self._loader.request_of(stored, asked.cache_salt)
+        except NotStored:
+            return asked, Compared(None)
+        model = BODY_DECODER.decode(stored.body).model
+        return replace(asked, compared=earlier), Compared(model, stored.num_dropped)

@@ -1,0 +1,251 @@
+"""The wire of /v1/responses into the values of `sessions`, and what of it an answer repeats. Pure.
+
+What is known and not built is refused by name, as for chat completions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from proxy.body import converted
+from proxy.refusals import invalid, unsupported
+from proxy.response_schemas import (
+    AllowedTools,
+    AppliedCacheOptions,
+    CacheHit,
+    CacheMiss,
+    ConversationReference,
+    Diagnostics,
+    DiagnosticsUnavailable,
+    FunctionTool,
+    NamedFunction,
+    Reasoning,
+    ResponseBody,
+    ResponseContext,
+    ResponseRequest,
+    TextFormat,
+    TextOptions,
+)
+from proxy.schemas import AnaphoraReport
+from proxy.translate import TTL_S
+from sessions.types import (
+    CacheOptions,
+    ChatRequest,
+    Comparison,
+    Message,
+    PromptReport,
+    SamplingParams,
+    Tenant,
+    Tool,
+    ToolChoice,
+)
+
+_NEVER_BUILT: Final = (
+    "access_programs",
+    "background",
+    "background_options",
+    "context_management",
+    "image",
+    "max_tool_calls",
+    "moderation",
+    "prompt",
+)
+"""Refused whatever their value, unless it is null, false or empty."""
+
+
+def refuse_unsupported(wire: ResponseRequest) -> None:
+    """Raises InvalidRequest for the first parameter that is set, known and not built, or contradicts another."""
+    for name in _NEVER_BUILT:
+        if getattr(wire, name) not in (None, False, [], {}):
+            raise unsupported(name)
+    if wire.stream_options is not None and not wire.stream:
+        raise invalid("stream_options", "it is only allowed when 'stream' is true")
+    if wire.tools and wire.tool_choice != "none":
+        raise unsupported("tools")
+    if wire.text is not None and not isinstance(wire.text.format, TextFormat | None):
+        raise unsupported("text.format", "only the type 'text' is")
+    if _num_logprobs(wire) is not None:
+        raise unsupported("include" if wire.include else "top_logprobs", "logprobs are not")
+    check_context(wire)
+
+
+def check_context(wire: ResponseContext) -> None:
+    """Raises InvalidRequest for two kinds of context at once, or for nothing to answer."""
+    if wire.previous_response_id is not None and wire.conversation is not None:
+        raise invalid("previous_response_id", "it cannot be used together with 'conversation'")
+    if wire.input is None and wire.previous_response_id is None and wire.conversation is None:
+        raise invalid("input", "it is needed where there is neither 'previous_response_id' nor 'conversation'")
+
+
+def with_instructions(instructions: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Instructions stand first, and are nobody's but this request's: no later one has them."""
+    return (Message("system", instructions), *messages) if instructions else tuple(messages)
+
+
+def chat_request(wire: ResponseRequest, messages: tuple[Message, ...], tenant: Tenant) -> ChatRequest:
+    """Raises InvalidRequest naming the parameter."""
+    tools = tools_of(wire.tools)
+    own = wire.anaphora
+    return ChatRequest(
+        messages=messages,
+        params=_sampling_params(wire),
+        tenant=tenant,
+        cache_salt=wire.cache_salt,
+        tools=sessions_tools(tools),
+        tool_choice=tool_choice_of(wire, tools),
+        cache=_cache_options(wire),
+        wants_explanation=own is not None and own.explain,
+        splice=own is None or own.splice,
+    )
+
+
+def context_request(wire: ResponseContext, messages: tuple[Message, ...], tenant: Tenant) -> ChatRequest:
+    """For its tokens alone. Raises InvalidRequest naming the parameter."""
+    tools = tools_of(wire.tools)
+    return ChatRequest(messages=messages, tenant=tenant, cache_salt=wire.cache_salt, tools=sessions_tools(tools))
+
+
+def tools_of(written: Sequence[dict[str, Any]] | None) -> list[FunctionTool]:
+    """Raises InvalidRequest for a hosted tool, and for two of one name."""
+    tools: dict[str, FunctionTool] = {}
+    for index, tool in enumerate(written or ()):
+        where = f"tools[{index}]"
+        if tool.get("type") != "function":
+            raise unsupported(f"{where}.type", "only 'function' is")
+        read = converted(tool, FunctionTool, where)
+        if read.name in tools:
+            raise invalid(f"{where}.name", f"another tool is called '{read.name}' too")
+        tools[read.name] = FunctionTool(
+            name=read.name, description=read.description, parameters=read.parameters, strict=bool(read.strict)
+        )
+    return list(tools.values())
+
+
+def sessions_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
+    return tuple(Tool(tool.name, tool.description, tool.parameters, bool(tool.strict)) for tool in tools)
+
+
+def tool_choice_of(wire: ResponseContext, tools: Sequence[FunctionTool]) -> ToolChoice:
+    """Raises InvalidRequest for a choice that the tools do not leave."""
+    is_parallel = wire.parallel_tool_calls is not False
+    match wire.tool_choice:
+        case None | "auto" | "none" as mode:
+            return ToolChoice(mode or "auto", None, is_parallel) if tools else ToolChoice()
+        case "required":
+            if not tools:
+                raise invalid("tool_choice", "'required' needs 'tools'")
+            return ToolChoice("required", None, is_parallel)
+        case {"type": "function", "name": str(name)}:
+            return ToolChoice("required", _known([name], tools, "tool_choice.name"), is_parallel=False)
+        case {"type": "allowed_tools"}:
+            allowed = converted(wire.tool_choice, AllowedTools, "tool_choice")
+            names = [_named(tool, f"tool_choice.tools[{index}]") for index, tool in enumerate(allowed.tools)]
+            return ToolChoice(allowed.mode, _known(names, tools, "tool_choice.tools"), is_parallel)
+        case {"type": str()}:
+            raise unsupported("tool_choice.type", "'function' and 'allowed_tools' are")
+        case _:
+            raise invalid("tool_choice", "'none', 'auto', 'required' or an object with a type is expected")
+
+
+def _named(tool: dict[str, Any], where: str) -> str:
+    if tool.get("type") != "function":
+        raise unsupported(f"{where}.type", "only 'function' is")
+    return converted(tool, NamedFunction, where).name
+
+
+def _known(names: Sequence[str], tools: Sequence[FunctionTool], param: str) -> tuple[str, ...]:
+    known = {tool.name for tool in tools}
+    for name in names:
+        if name not in known:
+            raise invalid(param, f"no tool is called '{name[:64]}'")
+    return tuple(sorted(set(names)))
+
+
+def _sampling_params(wire: ResponseRequest) -> SamplingParams:
+    return SamplingParams(
+        temperature=1.0 if wire.temperature is None else wire.temperature,
+        top_p=1.0 if wire.top_p is None else wire.top_p,
+        top_k=max(0, wire.top_k or 0),
+        min_p=wire.min_p or 0.0,
+        seed=wire.seed,
+        max_tokens=wire.max_output_tokens,
+        ignore_eos=bool(wire.ignore_eos),
+        num_logprobs=_num_logprobs(wire),
+    )
+
+
+def _num_logprobs(wire: ResponseRequest) -> int | None:
+    """`top_logprobs` alone asks for them too: to answer with none would be a silence."""
+    wants_them = "message.output_text.logprobs" in (wire.include or ()) or bool(wire.top_logprobs)
+    return (wire.top_logprobs or 0) if wants_them else None
+
+
+def _cache_options(wire: ResponseRequest) -> CacheOptions:
+    options = wire.prompt_cache_options
+    ttl = options.ttl if options is not None else None
+    return CacheOptions(
+        is_explicit=options is not None and options.mode == "explicit",
+        ttl_s=TTL_S[ttl or ("24h" if wire.prompt_cache_retention == "24h" else None)],
+        priority="normal" if wire.anaphora is None else wire.anaphora.priority,
+    )
+
+
+# -- answers --
+
+
+def begun(wire: ResponseRequest, response_id: str, created_at: int) -> ResponseBody:
+    """The answer before there is any: what was asked for, with the defaults that apply."""
+    text, options = wire.text or TextOptions(), wire.prompt_cache_options
+    conversation = wire.conversation_id
+    return ResponseBody(
+        id=response_id,
+        created_at=created_at,
+        instructions=wire.instructions,
+        max_output_tokens=wire.max_output_tokens,
+        model=wire.model,
+        parallel_tool_calls=wire.parallel_tool_calls is not False,
+        previous_response_id=wire.previous_response_id,
+        conversation=None if conversation is None else ConversationReference(id=conversation),
+        prompt_cache_key=wire.prompt_cache_key,
+        prompt_cache_options=UNSET
+        if options is None
+        else AppliedCacheOptions(
+            mode=options.mode or "implicit",
+            ttl=options.ttl or "30m",
+            comparison_response_id=options.comparison_response_id,
+        ),
+        prompt_cache_retention=wire.prompt_cache_retention,
+        reasoning=wire.reasoning or Reasoning(),
+        safety_identifier=wire.safety_identifier,
+        service_tier=None if wire.service_tier is None else "default",
+        temperature=1.0 if wire.temperature is None else wire.temperature,
+        text=TextOptions(format=text.format or TextFormat(), verbosity=text.verbosity or "medium"),
+        tool_choice="auto" if wire.tool_choice is None else wire.tool_choice,
+        tools=tools_of(wire.tools),
+        top_logprobs=wire.top_logprobs or 0,
+        top_p=1.0 if wire.top_p is None else wire.top_p,
+        truncation=wire.truncation or "disabled",
+        user=wire.user,
+        metadata=wire.metadata or {},
+    )
+
+
+def with_report(body: ResponseBody, report: PromptReport, diagnostics: Diagnostics | UnsetType) -> ResponseBody:
+    return replace(body, anaphora=AnaphoraReport.of(report), prompt_cache_diagnostics=diagnostics)
+
+
+def diagnostics_of(comparison: Comparison | None, num_prompt_tokens: int, *, is_compacted: bool) -> Diagnostics:
+    """What the comparison says, in OpenAI's words. is_compacted: truncation left out other messages than then."""
+    if comparison is None:
+        return DiagnosticsUnavailable()
+    if not comparison.parts:
+        return CacheHit() if comparison.are_held else DiagnosticsUnavailable()
+    reason: Literal["tools_changed", "context_compacted", "input_changed"] = "input_changed"
+    if not comparison.have_same_tools:
+        reason = "tools_changed"
+    elif is_compacted:
+        reason = "context_compacted"
+    shared = comparison.shared_tokens
+    return CacheMiss(cache_missed_tokens=num_prompt_tokens - shared, reason=reason, comparison_reusable_tokens=shared)

@@ -1,0 +1,157 @@
+"""/v1/responses. Thin: plan, start, then collect the answer or hand its frames to the server.
+
+As for chat, everything that can be a 4xx or 5xx happens before a `Stream` is returned.
+"""
+
+from typing import Annotated, Literal
+
+from litestar import Controller, Response, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody, Parameter
+from litestar.response import Stream
+
+from proxy import sse
+from proxy.body import BodyRequest, check_count, decode_body
+from proxy.replying import Replier, unless_client_leaves
+from proxy.response_answer import Answer
+from proxy.response_items import page_of
+from proxy.response_plan import Plan, Planner
+from proxy.response_schemas import (
+    CONTEXT_DECODER,
+    ITEMS_DECODER,
+    RESPONSE_DECODER,
+    InputTokens,
+    ItemList,
+    ResponseBody,
+    ResponseContext,
+    ResponseDeleted,
+    ResponseRequest,
+)
+from proxy.scope import request_scope
+from proxy.settings import Settings
+from sessions.errors import ContextLengthExceeded, InvalidRequest
+from sessions.service import ChatService
+
+
+class ResponseBodyRequest(BodyRequest):
+    """Of POST /v1/responses."""
+
+    def decode(self, body: bytes, settings: Settings) -> ResponseRequest:
+        request = decode_body(body, RESPONSE_DECODER, max_depth=settings.max_json_depth)
+        check_input(request, settings)
+        return request
+
+
+class ContextBodyRequest(BodyRequest):
+    """Of POST /v1/responses/input_tokens."""
+
+    def decode(self, body: bytes, settings: Settings) -> ResponseContext:
+        request = decode_body(body, CONTEXT_DECODER, max_depth=settings.max_json_depth)
+        check_input(request, settings)
+        return request
+
+
+def check_input(request: ResponseContext, settings: Settings) -> None:
+    if isinstance(request.input, list):
+        check_count(len(request.input), settings.max_messages, "input")
+
+
+class ResponseController(Controller):
+    """Guards and limits stand in `app.py`, where the router is made."""
+
+    path = "/responses"
+    request_class = BodyRequest
+
+    @post(status_code=200, request_class=ResponseBodyRequest, summary="Create a response, whole or as events")
+    async def create(
+        self,
+        request: ResponseBodyRequest,
+        data: JSONBody[ResponseRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+        replier: NamedDependency[Replier],
+    ) -> Response[ResponseBody] | Stream:
+        held = request_scope(request.scope)
+        try:
+            plan = await Planner(service, settings, held.caller).plan(data)
+            answer = Answer(plan, service.responses, replier.metrics)
+            if plan.is_prewarm:
+                return await _prewarmed(request, service, plan, answer, is_stream=bool(data.stream))
+            reply = await replier.open(request, plan.asked)
+        except ContextLengthExceeded as error:
+            error.param = "input"
+            raise
+        if data.stream:
+            frames = answer.frames(reply, held.request_id)
+            return Stream(frames, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+        return Response(await unless_client_leaves(request, answer.collected(reply)))
+
+    @post(
+        "/input_tokens",
+        status_code=200,
+        request_class=ContextBodyRequest,
+        summary="How many tokens the prompt of a response would have",
+    )
+    async def input_tokens(
+        self,
+        request: ContextBodyRequest,
+        data: JSONBody[ResponseContext],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+    ) -> InputTokens:
+        planner = Planner(service, settings, request_scope(request.scope).caller)
+        return InputTokens(input_tokens=await planner.count(data))
+
+    @get("/{response_id:str}", summary="A stored response, as it was sent")
+    async def retrieve(
+        self,
+        request: BodyRequest,
+        response_id: FromPath[str],
+        service: NamedDependency[ChatService],
+        stream: bool = False,
+    ) -> Response[bytes]:
+        if stream:
+            raise InvalidRequest(
+                "Only a response made with 'background' could be streamed again, and this server makes none.",
+                param="stream",
+                code="unsupported_parameter",
+            )
+        stored = await service.responses.response(request_scope(request.scope).caller, response_id)
+        return Response(stored.body, media_type="application/json")
+
+    @delete("/{response_id:str}", status_code=200, summary="Forget a stored response")
+    async def forget(
+        self, request: BodyRequest, response_id: FromPath[str], service: NamedDependency[ChatService]
+    ) -> ResponseDeleted:
+        await service.responses.delete_response(request_scope(request.scope).caller, response_id)
+        return ResponseDeleted(id=response_id)
+
+    @get("/{response_id:str}/input_items", summary="What a stored response was given, a page at a time")
+    async def input_items(
+        self,
+        request: BodyRequest,
+        response_id: FromPath[str],
+        service: NamedDependency[ChatService],
+        after: str | None = None,
+        limit: Annotated[int, Parameter(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> ItemList:
+        stored = await service.responses.response(request_scope(request.scope).caller, response_id)
+        return page_of(ITEMS_DECODER.decode(stored.inputs), after=after, limit=limit, order=order)
+
+    @post("/{response_id:str}/cancel", status_code=200, summary="Refused: nothing runs in the background here")
+    async def cancel(
+        self, request: BodyRequest, response_id: FromPath[str], service: NamedDependency[ChatService]
+    ) -> Response[None]:
+        await service.responses.response(request_scope(request.scope).caller, response_id)
+        raise InvalidRequest("Only a response made with 'background' can be cancelled.", code="not_cancellable")
+
+
+async def _prewarmed(
+    request: ResponseBodyRequest, service: ChatService, plan: Plan, answer: Answer, *, is_stream: bool
+) -> Response[ResponseBody] | Stream:
+    usage = await unless_client_leaves(request, service.warm(plan.asked))
+    body = await answer.prewarmed(usage)
+    if is_stream:
+        return Stream(answer.prewarmed_frames(body), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+    return Response(body)
