@@ -57,10 +57,10 @@ class CacheMiss(Struct, frozen=True, kw_only=True, tag_field="type", tag="cache_
     """Less was found than might have been.
 
     reason: what the client changed. cache_missed_tokens: that must be computed. comparison_reusable_tokens: that the
-    closest earlier prompt has in common with this one.
+    closest earlier prompt, or the one it was to be compared with, has in common with this one.
     """
 
-    reason: Literal["input_changed", "tools_changed"]
+    reason: Literal["input_changed", "tools_changed", "model_changed", "context_compacted"]
     cache_missed_tokens: int
     comparison_reusable_tokens: int
 

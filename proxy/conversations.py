@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
-from litestar import Controller, delete, get, post
+from litestar import Controller, Response, delete, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, JSONBody, Parameter
+from litestar.params import JSONBody, PathParameter
 
 from proxy.body import BodyRequest, check_count, decode_body
+from proxy.documented import answers
 from proxy.response_context import Context, ContextLoader
-from proxy.response_items import ItemIds, page_of, read_input
+from proxy.response_items import ItemIds, read_input
+from proxy.response_pages import After, Limit, Order, page_of
 from proxy.response_schemas import (
     CONVERSATION_DECODER,
     CONVERSATION_UPDATE_DECODER,
@@ -59,13 +61,18 @@ class ItemsBodyRequest(BodyRequest):
         return request
 
 
+ConversationId = Annotated[str, PathParameter(description="`id` of a conversation.")]
+ItemId = Annotated[str, PathParameter(description="`id` of one of its items.")]
+
+
 class ConversationController(Controller):
     """A tenant sees and changes nothing of another's."""
 
     path = "/conversations"
+    tags = ("Conversations",)
     request_class = BodyRequest
 
-    @post(status_code=200, request_class=ConversationBodyRequest, summary="Begin a conversation")
+    @post(status_code=200, request_class=ConversationBodyRequest, opt=answers(404), summary="Begin a conversation")
     async def create(
         self,
         request: ConversationBodyRequest,
@@ -83,9 +90,9 @@ class ConversationController(Controller):
         await service.responses.create_conversation(tenant, conversation)
         return _shown(conversation)
 
-    @get("/{conversation_id:str}", summary="A conversation, without its items")
+    @get("/{conversation_id:str}", opt=answers(404), summary="A conversation, without its items")
     async def retrieve(
-        self, request: BodyRequest, conversation_id: FromPath[str], service: NamedDependency[ChatService]
+        self, request: BodyRequest, conversation_id: ConversationId, service: NamedDependency[ChatService]
     ) -> Conversation:
         return _shown(await service.responses.conversation(request_scope(request.scope).caller, conversation_id))
 
@@ -93,12 +100,13 @@ class ConversationController(Controller):
         "/{conversation_id:str}",
         status_code=200,
         request_class=ConversationUpdateRequest,
+        opt=answers(404),
         summary="Change a conversation's metadata",
     )
     async def update(
         self,
         request: ConversationUpdateRequest,
-        conversation_id: FromPath[str],
+        conversation_id: ConversationId,
         data: JSONBody[ConversationUpdate],
         service: NamedDependency[ChatService],
     ) -> Conversation:
@@ -111,9 +119,9 @@ class ConversationController(Controller):
             )
         )
 
-    @delete("/{conversation_id:str}", status_code=200, summary="Forget a conversation and its items")
+    @delete("/{conversation_id:str}", status_code=200, opt=answers(404), summary="Forget a conversation and its items")
     async def forget(
-        self, request: BodyRequest, conversation_id: FromPath[str], service: NamedDependency[ChatService]
+        self, request: BodyRequest, conversation_id: ConversationId, service: NamedDependency[ChatService]
     ) -> ConversationDeleted:
         await service.responses.delete_conversation(request_scope(request.scope).caller, conversation_id)
         return ConversationDeleted(id=conversation_id)
@@ -122,12 +130,13 @@ class ConversationController(Controller):
         "/{conversation_id:str}/items",
         status_code=200,
         request_class=ItemsBodyRequest,
+        opt=answers(404),
         summary="Add items to a conversation",
     )
     async def add_items(
         self,
         request: ItemsBodyRequest,
-        conversation_id: FromPath[str],
+        conversation_id: ConversationId,
         data: JSONBody[ItemsRequest],
         service: NamedDependency[ChatService],
     ) -> ItemList:
@@ -139,40 +148,45 @@ class ConversationController(Controller):
         )
         return page_of(items, after=None, limit=len(items), order="asc")
 
-    @get("/{conversation_id:str}/items", summary="The items of a conversation, a page at a time")
+    @get("/{conversation_id:str}/items", opt=answers(400, 404), summary="The items of a conversation, a page at a time")
     async def items(
         self,
         request: BodyRequest,
-        conversation_id: FromPath[str],
+        conversation_id: ConversationId,
         service: NamedDependency[ChatService],
-        after: str | None = None,
-        limit: Annotated[int, Parameter(ge=1, le=100)] = 20,
-        order: Literal["asc", "desc"] = "desc",
+        after: After = None,
+        limit: Limit = 20,
+        order: Order = "desc",
     ) -> ItemList:
         conversation = await service.responses.conversation(request_scope(request.scope).caller, conversation_id)
         items = [ITEM_DECODER.decode(item) for item in conversation.items]
         return page_of(items, after=after, limit=limit, order=order)
 
-    @get("/{conversation_id:str}/items/{item_id:str}", summary="One item of a conversation")
+    @get("/{conversation_id:str}/items/{item_id:str}", opt=answers(404), summary="One item of a conversation")
     async def item(
         self,
         request: BodyRequest,
-        conversation_id: FromPath[str],
-        item_id: FromPath[str],
+        conversation_id: ConversationId,
+        item_id: ItemId,
         service: NamedDependency[ChatService],
-    ) -> Item:
+    ) -> Response[Item]:
         conversation = await service.responses.conversation(request_scope(request.scope).caller, conversation_id)
         for item in map(ITEM_DECODER.decode, conversation.items):
             if item.id == item_id:
-                return item
+                return Response(item)
         raise NotStored("item", item_id)
 
-    @delete("/{conversation_id:str}/items/{item_id:str}", status_code=200, summary="Forget one item of a conversation")
+    @delete(
+        "/{conversation_id:str}/items/{item_id:str}",
+        status_code=200,
+        opt=answers(404),
+        summary="Forget one item of a conversation",
+    )
     async def forget_item(
         self,
         request: BodyRequest,
-        conversation_id: FromPath[str],
-        item_id: FromPath[str],
+        conversation_id: ConversationId,
+        item_id: ItemId,
         service: NamedDependency[ChatService],
     ) -> Conversation:
         def without(conversation: StoredConversation) -> StoredConversation:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, ImproperlyConfiguredException
+from litestar.exceptions import HTTPException, ImproperlyConfiguredException, ValidationException
 
 from proxy.scope import request_scope
 from sessions.errors import (
@@ -156,6 +156,9 @@ def _http_error_answer(error: HTTPException) -> ErrorAnswer:
     """Litestar's own refusals. Its wording names handlers and internals, so ours is used."""
     if error.status_code >= 500:
         return internal_error_answer()
+    if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
+        key = str(error.extra[0].get("key", ""))
+        return ErrorAnswer(400, f"Invalid value for '{key}'.", param=key, code="invalid_value")
     message, code = _HTTP_SENTENCES.get(error.status_code, ("The request was refused.", None))
     return ErrorAnswer(error.status_code, message, code=code, headers=dict(error.headers or {}))
 

@@ -15,9 +15,21 @@ from msgspec.structs import replace
 from proxy.errors import ErrorAnswer, internal_error_answer, log_unexpected, session_error_answer
 from proxy.metrics import Metrics
 from proxy.reply import Reply
-from proxy.response_events import EventWriter, OutputBuilder, lifecycle
+from proxy.response_events import EventWriter, OutputBuilder
 from proxy.response_plan import Plan
-from proxy.response_schemas import IncompleteDetails, Item, OutputItem, ResponseBody, ResponseError, ResponseUsage
+from proxy.response_schemas import (
+    Completed,
+    Created,
+    Failed,
+    Incomplete,
+    IncompleteDetails,
+    InProgress,
+    Item,
+    OutputItem,
+    ResponseBody,
+    ResponseError,
+    ResponseUsage,
+)
 from proxy.response_translate import with_report
 from proxy.schemas import ENCODER
 from proxy.sse import KEEP_ALIVE
@@ -50,20 +62,20 @@ class Answer:
     def prewarmed_frames(self, body: ResponseBody) -> Iterator[bytes]:
         """`prewarmed`'s answer as a stream."""
         writer = EventWriter()
-        yield writer.frame(lifecycle("created", self._body)) + writer.frame(lifecycle("in_progress", self._body))
-        yield writer.frame(lifecycle("completed", body))
+        yield self._begun(writer)
+        yield writer.frame(Completed(response=body))
 
     async def frames(self, reply: Reply, request_id: str) -> AsyncIterator[bytes]:
         """The body of a streamed answer. Never raises; closes the reply however it ends."""
         writer = EventWriter()
         try:
-            yield writer.frame(lifecycle("created", self._body)) + writer.frame(lifecycle("in_progress", self._body))
+            yield self._begun(writer)
             async for batch in reply.batches():
                 events = [event for delta in batch for event in self._output.feed(delta)]
                 if events or not batch:
                     yield b"".join(map(writer.frame, events)) or KEEP_ALIVE
             body = await self._ended(reply)
-            yield writer.frame(lifecycle("incomplete" if body.incomplete_details else "completed", body))
+            yield writer.frame(Incomplete(response=body) if body.incomplete_details else Completed(response=body))
         except SessionError as error:
             yield self._failed(writer, reply, session_error_answer(error))
         except Exception as error:  # noqa: BLE001 - logged; see the module docstring
@@ -71,6 +83,9 @@ class Answer:
             yield self._failed(writer, reply, internal_error_answer())
         finally:
             reply.close()
+
+    def _begun(self, writer: EventWriter) -> bytes:
+        return writer.frame(Created(response=self._body)) + writer.frame(InProgress(response=self._body))
 
     async def _ended(self, reply: Reply) -> ResponseBody:
         generation = reply.generation
@@ -129,4 +144,4 @@ class Answer:
             output=self._output.output,
             usage=ResponseUsage.of(reply.generation.usage()),
         )
-        return events + writer.frame(lifecycle("failed", body))
+        return events + writer.frame(Failed(response=body))

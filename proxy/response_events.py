@@ -10,82 +10,33 @@ the same in all of its events and in the answer.
 """
 
 from itertools import count
-from typing import Any, Literal
-
-from msgspec import Struct
+from typing import Any
 
 from proxy.response_items import ItemIds
 from proxy.response_schemas import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    Event,
     FunctionCallItem,
+    ItemAdded,
+    ItemDone,
     Logprob,
     MessageItem,
     OutputItem,
     OutputText,
+    PartAdded,
+    PartDone,
+    ReasoningDelta,
+    ReasoningDone,
     ReasoningItem,
     ReasoningText,
-    ResponseBody,
     Status,
+    TextDelta,
+    TextDone,
     TopLogprob,
 )
 from proxy.schemas import ENCODER
 from sessions.types import Delta, TokenLogprob, ToolCallPiece
-
-
-class Event(Struct, kw_only=True):
-    """sequence_number: given when it is encoded."""
-
-    type: str
-    sequence_number: int = -1
-
-
-class LifecycleEvent(Event, kw_only=True):
-    response: ResponseBody
-
-
-class ItemEvent(Event, kw_only=True):
-    output_index: int
-    item: OutputItem
-
-
-class _InItem(Event, kw_only=True):
-    item_id: str
-    output_index: int
-
-
-class PartEvent(_InItem, kw_only=True):
-    content_index: int = 0
-    part: OutputText | ReasoningText
-
-
-class TextDelta(_InItem, kw_only=True):
-    content_index: int = 0
-    delta: str
-    logprobs: list[Logprob] = []
-
-
-class TextDone(_InItem, kw_only=True):
-    content_index: int = 0
-    text: str
-    logprobs: list[Logprob] = []
-
-
-class ReasoningDelta(_InItem, kw_only=True):
-    content_index: int = 0
-    delta: str
-
-
-class ReasoningDone(_InItem, kw_only=True):
-    content_index: int = 0
-    text: str
-
-
-class ArgumentsDelta(_InItem, kw_only=True):
-    delta: str
-
-
-class ArgumentsDone(_InItem, kw_only=True):
-    name: str
-    arguments: str
 
 
 class EventWriter:
@@ -96,7 +47,8 @@ class EventWriter:
 
     def frame(self, event: Event) -> bytes:
         event.sequence_number = next(self._numbers)
-        return b"event: " + event.type.encode() + b"\ndata: " + ENCODER.encode(event) + b"\n\n"
+        name = str(event.__struct_config__.tag).encode()
+        return b"event: " + name + b"\ndata: " + ENCODER.encode(event) + b"\n\n"
 
 
 class _OpenMessage:
@@ -110,20 +62,20 @@ class _OpenMessage:
     def begin(self) -> list[Event]:
         return [
             _added(self.place, self._item([], "in_progress")),
-            PartEvent(type="response.content_part.added", part=OutputText(text=""), **self.place),
+            PartAdded(part=OutputText(text=""), **self.place),
         ]
 
     def say(self, text: str, logprobs: list[Logprob]) -> list[Event]:
         self._texts.append(text)
         self._logprobs += logprobs
-        return [TextDelta(type="response.output_text.delta", delta=text, logprobs=logprobs, **self.place)]
+        return [TextDelta(delta=text, logprobs=logprobs, **self.place)]
 
     def end(self, status: Status) -> tuple[OutputItem, list[Event]]:
         part = OutputText(text="".join(self._texts), logprobs=self._logprobs)
         item = self._item([part], status)
         return item, [
-            TextDone(type="response.output_text.done", text=part.text, logprobs=part.logprobs, **self.place),
-            PartEvent(type="response.content_part.done", part=part, **self.place),
+            TextDone(text=part.text, logprobs=part.logprobs, **self.place),
+            PartDone(part=part, **self.place),
             _done(self.place, item),
         ]
 
@@ -141,19 +93,19 @@ class _OpenReasoning:
     def begin(self) -> list[Event]:
         return [
             _added(self.place, ReasoningItem(id=self.place["item_id"], status="in_progress")),
-            PartEvent(type="response.content_part.added", part=ReasoningText(text=""), **self.place),
+            PartAdded(part=ReasoningText(text=""), **self.place),
         ]
 
     def say(self, text: str) -> list[Event]:
         self._texts.append(text)
-        return [ReasoningDelta(type="response.reasoning_text.delta", delta=text, **self.place)]
+        return [ReasoningDelta(delta=text, **self.place)]
 
     def end(self, status: Status) -> tuple[OutputItem, list[Event]]:
         part = ReasoningText(text="".join(self._texts))
         item = ReasoningItem(id=self.place["item_id"], content=[part], status=status)
         return item, [
-            ReasoningDone(type="response.reasoning_text.done", text=part.text, **self.place),
-            PartEvent(type="response.content_part.done", part=part, **self.place),
+            ReasoningDone(text=part.text, **self.place),
+            PartDone(part=part, **self.place),
             _done(self.place, item),
         ]
 
@@ -173,14 +125,12 @@ class _OpenCall:
 
     def say(self, arguments: str) -> list[Event]:
         self._arguments.append(arguments)
-        return [ArgumentsDelta(type="response.function_call_arguments.delta", delta=arguments, **self.place)]
+        return [ArgumentsDelta(delta=arguments, **self.place)]
 
     def end(self, status: Status) -> tuple[OutputItem, list[Event]]:
         item = self._item(status)
         return item, [
-            ArgumentsDone(
-                type="response.function_call_arguments.done", name=item.name, arguments=item.arguments, **self.place
-            ),
+            ArgumentsDone(name=item.name, arguments=item.arguments, **self.place),
             _done(self.place, item),
         ]
 
@@ -266,18 +216,12 @@ class OutputBuilder:
         return events
 
 
-def lifecycle(
-    phase: Literal["created", "in_progress", "completed", "incomplete", "failed"], response: ResponseBody
-) -> LifecycleEvent:
-    return LifecycleEvent(type=f"response.{phase}", response=response)
-
-
 def _added(place: dict[str, Any], item: OutputItem) -> Event:
-    return ItemEvent(type="response.output_item.added", output_index=place["output_index"], item=item)
+    return ItemAdded(output_index=place["output_index"], item=item)
 
 
 def _done(place: dict[str, Any], item: OutputItem) -> Event:
-    return ItemEvent(type="response.output_item.done", output_index=place["output_index"], item=item)
+    return ItemDone(output_index=place["output_index"], item=item)
 
 
 def _logprob(entry: TokenLogprob) -> Logprob:

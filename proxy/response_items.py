@@ -19,7 +19,6 @@ from proxy.response_schemas import (
     FunctionCallOutputItem,
     InputText,
     Item,
-    ItemList,
     MessageItem,
     OutputRefusal,
     OutputText,
@@ -248,21 +247,3 @@ def check_call_ids(items: Sequence[Item], param: str) -> None:
             made.add(item.call_id)
         elif isinstance(item, FunctionCallOutputItem) and item.call_id not in made:
             raise invalid(param, f"no function call has the call_id '{item.call_id[:64]}' of its output")
-
-
-def page_of(items: Sequence[Item], *, after: str | None, limit: int, order: Literal["asc", "desc"]) -> ItemList:
-    """At most `limit` items, from the one that follows `after`. Raises InvalidRequest for one that is not there."""
-    ordered = list(items) if order == "asc" else list(reversed(items))
-    start = 0
-    if after is not None:
-        places = [at for at, item in enumerate(ordered) if item.id == after]
-        if not places:
-            raise invalid("after", "no item has this id")
-        start = places[0] + 1
-    page = ordered[start : start + limit]
-    return ItemList(
-        data=page,
-        first_id=page[0].id if page else "",
-        last_id=page[-1].id if page else "",
-        has_more=start + limit < len(ordered),
-    )

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from msgspec import UNSET, UnsetType
 
 from proxy.body import check_count
+from proxy.cache_schemas import CacheMiss
 from proxy.refusals import invalid
 from proxy.response_context import Context, ContextLoader
 from proxy.response_items import ItemIds, check_call_ids, messages_of, read_input
 from proxy.response_schemas import (
     BODY_DECODER,
-    CacheMiss,
     ComparisonNotFound,
     Diagnostics,
     Item,

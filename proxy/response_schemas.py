@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from proxy.cache_schemas import CacheHit, CacheMiss
 from proxy.schemas import AnaphoraOptions, AnaphoraReport, Metadata, PromptCacheBreakpoint
 from sessions.types import Usage
 
@@ -206,7 +207,7 @@ class ResponseRequest(ResponseContext, frozen=True, kw_only=True):
     anaphora: AnaphoraOptions | None = None
     ignore_eos: bool | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
 
     # Taken, checked, without effect on the answer.
@@ -277,18 +278,6 @@ class ResponseUsage(Struct, frozen=True, kw_only=True):
         )
 
 
-class CacheHit(Struct, frozen=True, kw_only=True, tag_field="type", tag="cache_hit"):
-    """The compared response's prompt begins this one, and was in the cache."""
-
-
-class CacheMiss(Struct, frozen=True, kw_only=True, tag_field="type", tag="cache_miss"):
-    """The two prompts part. cache_missed_tokens: of this one, from there on; comparison_reusable_tokens: before."""
-
-    cache_missed_tokens: int
-    reason: Literal["model_changed", "tools_changed", "context_compacted", "input_changed"]
-    comparison_reusable_tokens: int
-
-
 class ComparisonNotFound(Struct, frozen=True, kw_only=True, tag_field="type", tag="comparison_response_not_found"):
     pass
 
@@ -352,6 +341,117 @@ class ResponseBody(Struct, frozen=True, kw_only=True):
     user: str | None = None
     metadata: dict[str, str] = {}
     anaphora: AnaphoraReport | UnsetType = UNSET
+
+
+# -- events of a stream --
+
+
+class Event(Struct, kw_only=True, tag_field="type"):
+    """sequence_number: rises by one with every event of a stream."""
+
+    sequence_number: int = -1
+
+
+class LifecycleEvent(Event, kw_only=True):
+    response: ResponseBody
+
+
+class Created(LifecycleEvent, kw_only=True, tag="response.created"):
+    pass
+
+
+class InProgress(LifecycleEvent, kw_only=True, tag="response.in_progress"):
+    pass
+
+
+class Completed(LifecycleEvent, kw_only=True, tag="response.completed"):
+    pass
+
+
+class Incomplete(LifecycleEvent, kw_only=True, tag="response.incomplete"):
+    pass
+
+
+class Failed(LifecycleEvent, kw_only=True, tag="response.failed"):
+    pass
+
+
+class ItemEvent(Event, kw_only=True):
+    output_index: int
+    item: OutputItem
+
+
+class ItemAdded(ItemEvent, kw_only=True, tag="response.output_item.added"):
+    pass
+
+
+class ItemDone(ItemEvent, kw_only=True, tag="response.output_item.done"):
+    pass
+
+
+class EventInItem(Event, kw_only=True):
+    item_id: str
+    output_index: int
+
+
+class EventInPart(EventInItem, kw_only=True):
+    content_index: int = 0
+
+
+class PartAdded(EventInPart, kw_only=True, tag="response.content_part.added"):
+    part: OutputText | ReasoningText
+
+
+class PartDone(EventInPart, kw_only=True, tag="response.content_part.done"):
+    part: OutputText | ReasoningText
+
+
+class TextDelta(EventInPart, kw_only=True, tag="response.output_text.delta"):
+    delta: str
+    logprobs: list[Logprob] = []
+
+
+class TextDone(EventInPart, kw_only=True, tag="response.output_text.done"):
+    text: str
+    logprobs: list[Logprob] = []
+
+
+class ReasoningDelta(EventInPart, kw_only=True, tag="response.reasoning_text.delta"):
+    delta: str
+
+
+class ReasoningDone(EventInPart, kw_only=True, tag="response.reasoning_text.done"):
+    text: str
+
+
+class ArgumentsDelta(EventInItem, kw_only=True, tag="response.function_call_arguments.delta"):
+    delta: str
+
+
+class ArgumentsDone(EventInItem, kw_only=True, tag="response.function_call_arguments.done"):
+    name: str
+    arguments: str
+
+
+StreamEvent = (
+    Created
+    | InProgress
+    | ItemAdded
+    | PartAdded
+    | ReasoningDelta
+    | ReasoningDone
+    | TextDelta
+    | TextDone
+    | ArgumentsDelta
+    | ArgumentsDone
+    | PartDone
+    | ItemDone
+    | Completed
+    | Incomplete
+    | Failed
+)
+
+# -- lists, and what is about what is stored --
 
 
 class ItemList(Struct, frozen=True, kw_only=True):

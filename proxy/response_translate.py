@@ -10,12 +10,11 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from proxy.body import converted
+from proxy.cache_schemas import CacheHit, CacheMiss
 from proxy.refusals import invalid, unsupported
 from proxy.response_schemas import (
     AllowedTools,
     AppliedCacheOptions,
-    CacheHit,
-    CacheMiss,
     ConversationReference,
     Diagnostics,
     DiagnosticsUnavailable,

@@ -3,20 +3,22 @@
 As for chat, everything that can be a 4xx or 5xx happens before a `Stream` is returned.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from litestar import Controller, Response, delete, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, JSONBody, Parameter
+from litestar.params import JSONBody, PathParameter, QueryParameter
 from litestar.response import Stream
 
 from proxy import sse
 from proxy.body import BodyRequest, check_count, decode_body
+from proxy.documented import answers
 from proxy.replying import Replier, unless_client_leaves
 from proxy.response_answer import Answer
-from proxy.response_items import page_of
+from proxy.response_pages import After, Limit, Order, page_of
 from proxy.response_plan import Plan, Planner
 from proxy.response_schemas import (
+    BODY_DECODER,
     CONTEXT_DECODER,
     ITEMS_DECODER,
     RESPONSE_DECODER,
@@ -26,6 +28,7 @@ from proxy.response_schemas import (
     ResponseContext,
     ResponseDeleted,
     ResponseRequest,
+    StreamEvent,
 )
 from proxy.scope import request_scope
 from proxy.settings import Settings
@@ -56,13 +59,22 @@ def check_input(request: ResponseContext, settings: Settings) -> None:
         check_count(len(request.input), settings.max_messages, "input")
 
 
+ResponseId = Annotated[str, PathParameter(description="`id` of a response.")]
+
+
 class ResponseController(Controller):
     """Guards and limits stand in `app.py`, where the router is made."""
 
     path = "/responses"
+    tags = ("Responses",)
     request_class = BodyRequest
 
-    @post(status_code=200, request_class=ResponseBodyRequest, summary="Create a response, whole or as events")
+    @post(
+        status_code=200,
+        request_class=ResponseBodyRequest,
+        summary="Create a response, whole or as server-sent events",
+        opt=answers(404, 504, events=StreamEvent),
+    )
     async def create(
         self,
         request: ResponseBodyRequest,
@@ -71,6 +83,10 @@ class ResponseController(Controller):
         settings: NamedDependency[Settings],
         replier: NamedDependency[Replier],
     ) -> Response[ResponseBody] | Stream:
+        """With `stream` the answer is `text/event-stream`: an event is `event: <type>`, `data: {...}` and a blank line.
+        The last is `response.completed`, `response.incomplete` or `response.failed`; a silence is filled with comments
+        (`: keep-alive`). What goes wrong before the first token has a real status.
+        """
         held = request_scope(request.scope)
         try:
             plan = await Planner(service, settings, held.caller).plan(data)
@@ -90,6 +106,7 @@ class ResponseController(Controller):
         "/input_tokens",
         status_code=200,
         request_class=ContextBodyRequest,
+        opt=answers(404),
         summary="How many tokens the prompt of a response would have",
     )
     async def input_tokens(
@@ -102,14 +119,14 @@ class ResponseController(Controller):
         planner = Planner(service, settings, request_scope(request.scope).caller)
         return InputTokens(input_tokens=await planner.count(data))
 
-    @get("/{response_id:str}", summary="A stored response, as it was sent")
+    @get("/{response_id:str}", opt=answers(400, 404), summary="A stored response, as it was sent")
     async def retrieve(
         self,
         request: BodyRequest,
-        response_id: FromPath[str],
+        response_id: ResponseId,
         service: NamedDependency[ChatService],
-        stream: bool = False,
-    ) -> Response[bytes]:
+        stream: Annotated[bool, QueryParameter(description="Refused if true.")] = False,
+    ) -> Response[ResponseBody]:
         if stream:
             raise InvalidRequest(
                 "Only a response made with 'background' could be streamed again, and this server makes none.",
@@ -117,32 +134,41 @@ class ResponseController(Controller):
                 code="unsupported_parameter",
             )
         stored = await service.responses.response(request_scope(request.scope).caller, response_id)
-        return Response(stored.body, media_type="application/json")
+        return Response(BODY_DECODER.decode(stored.body))
 
-    @delete("/{response_id:str}", status_code=200, summary="Forget a stored response")
+    @delete("/{response_id:str}", status_code=200, opt=answers(404), summary="Forget a stored response")
     async def forget(
-        self, request: BodyRequest, response_id: FromPath[str], service: NamedDependency[ChatService]
+        self, request: BodyRequest, response_id: ResponseId, service: NamedDependency[ChatService]
     ) -> ResponseDeleted:
         await service.responses.delete_response(request_scope(request.scope).caller, response_id)
         return ResponseDeleted(id=response_id)
 
-    @get("/{response_id:str}/input_items", summary="What a stored response was given, a page at a time")
+    @get(
+        "/{response_id:str}/input_items",
+        opt=answers(400, 404),
+        summary="What a stored response was given, a page at a time",
+    )
     async def input_items(
         self,
         request: BodyRequest,
-        response_id: FromPath[str],
+        response_id: ResponseId,
         service: NamedDependency[ChatService],
-        after: str | None = None,
-        limit: Annotated[int, Parameter(ge=1, le=100)] = 20,
-        order: Literal["asc", "desc"] = "desc",
+        after: After = None,
+        limit: Limit = 20,
+        order: Order = "desc",
     ) -> ItemList:
         stored = await service.responses.response(request_scope(request.scope).caller, response_id)
         return page_of(ITEMS_DECODER.decode(stored.inputs), after=after, limit=limit, order=order)
 
-    @post("/{response_id:str}/cancel", status_code=200, summary="Refused: nothing runs in the background here")
+    @post(
+        "/{response_id:str}/cancel",
+        status_code=200,
+        opt=answers(400, 404),
+        summary="Refused: nothing runs in the background here",
+    )
     async def cancel(
-        self, request: BodyRequest, response_id: FromPath[str], service: NamedDependency[ChatService]
-    ) -> Response[None]:
+        self, request: BodyRequest, response_id: ResponseId, service: NamedDependency[ChatService]
+    ) -> Response[ResponseBody]:
         await service.responses.response(request_scope(request.scope).caller, response_id)
         raise InvalidRequest("Only a response made with 'background' can be cancelled.", code="not_cancellable")
 

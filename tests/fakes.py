@@ -122,6 +122,7 @@ async def open_fake_service(
     disk: tuple[Path, int] | None = None,
     budgets: dict[str, int] | None = None,
     shared_prompts: Sequence[SharedPrompt] = (),
+    max_stored_bytes: int = 2 << 20,
     **engine: int,
 ) -> ChatService:
     """A started ChatService over the fake model; `engine` are EngineConfig's fields. disk: folder and most bytes.
@@ -142,6 +143,7 @@ async def open_fake_service(
         disk=DiskOptions(*disk, runner) if disk else None,
         budgets=budgets or {},
         shared_prompts=tuple(shared_prompts),
+        max_stored_bytes=max_stored_bytes,
     )
     service = ChatService(parts, runner)
     service.open()

@@ -18,6 +18,9 @@ from openai import AsyncOpenAI, OpenAI
 from proxy.__main__ import bind
 from proxy.server import Server
 from proxy.settings import Settings
+from sessions.documents import Keeping
+from sessions.index import IndexSettings
+from sessions.parts import IndexOptions
 from sessions.service import ChatService
 from sessions.startup import ServiceOptions
 from sessions.tokenizer import Tokenizer
@@ -57,10 +60,14 @@ class RunningServer:
 
     async def _open(self, options: ServiceOptions) -> ChatService:
         self.loop = asyncio.get_running_loop()
+        settings = self.settings
+        keeping = Keeping(settings.response_ttl_s, settings.max_stored_responses) if settings.response_ttl_s else None
         self.service = await open_fake_service(
             tokenizer=shared_tokenizer(),
-            max_num_waiting=self.settings.max_num_waiting,
             shared_prompts=options.shared_prompts,
+            max_num_waiting=settings.max_num_waiting,
+            index=IndexOptions(client=IndexSettings(keeping=keeping)),
+            max_stored_bytes=settings.max_stored_bytes,
             **self._engine,
         )
         return self.service
