@@ -12,21 +12,18 @@ from litestar.params import JSONBody, PathParameter
 from proxy.body import BodyRequest, check_count, decode_body
 from proxy.documented import answers
 from proxy.response_context import Context, ContextLoader
+from proxy.response_item_schemas import ITEM_DECODER, Item, ItemList
 from proxy.response_items import ItemIds, read_input
 from proxy.response_pages import After, Limit, Order, page_of
-from proxy.response_schemas import (
+from proxy.response_requests import (
     CONVERSATION_DECODER,
     CONVERSATION_UPDATE_DECODER,
-    ITEM_DECODER,
     ITEMS_REQUEST_DECODER,
-    Conversation,
-    ConversationDeleted,
     ConversationRequest,
     ConversationUpdate,
-    Item,
-    ItemList,
     ItemsRequest,
 )
+from proxy.response_schemas import Conversation, ConversationDeleted
 from proxy.schemas import ENCODER
 from proxy.scope import request_scope
 from proxy.settings import Settings

@@ -15,21 +15,11 @@ from msgspec.structs import replace
 from proxy.errors import ErrorAnswer, internal_error_answer, log_unexpected, session_error_answer
 from proxy.metrics import Metrics
 from proxy.reply import Reply
+from proxy.response_event_schemas import Completed, Created, Failed, Incomplete, InProgress
 from proxy.response_events import EventWriter, OutputBuilder
+from proxy.response_item_schemas import Item, OutputItem
 from proxy.response_plan import Plan
-from proxy.response_schemas import (
-    Completed,
-    Created,
-    Failed,
-    Incomplete,
-    IncompleteDetails,
-    InProgress,
-    Item,
-    OutputItem,
-    ResponseBody,
-    ResponseError,
-    ResponseUsage,
-)
+from proxy.response_schemas import IncompleteDetails, ResponseBody, ResponseError, ResponseUsage
 from proxy.response_translate import with_report
 from proxy.schemas import ENCODER
 from proxy.sse import KEEP_ALIVE

@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from proxy.refusals import invalid
+from proxy.response_item_schemas import ITEM_DECODER, ITEMS_DECODER, Item
 from proxy.response_items import ItemReference, messages_of, response_of
-from proxy.response_schemas import (
-    BODY_DECODER,
-    ITEM_DECODER,
-    ITEMS_DECODER,
-    Item,
-    ResponseBody,
-    ResponseContext,
-)
+from proxy.response_requests import ResponseContext
+from proxy.response_schemas import BODY_DECODER, ResponseBody
 from proxy.response_translate import sessions_tools, with_instructions
 from sessions.errors import NotStored
 from sessions.response_store import ResponseStore, StoredResponse

@@ -12,29 +12,31 @@ the same in all of its events and in the answer.
 from itertools import count
 from typing import Any
 
-from proxy.response_items import ItemIds
-from proxy.response_schemas import (
+from proxy.response_event_schemas import (
     ArgumentsDelta,
     ArgumentsDone,
     Event,
-    FunctionCallItem,
     ItemAdded,
     ItemDone,
-    Logprob,
-    MessageItem,
-    OutputItem,
-    OutputText,
     PartAdded,
     PartDone,
     ReasoningDelta,
     ReasoningDone,
+    TextDelta,
+    TextDone,
+)
+from proxy.response_item_schemas import (
+    FunctionCallItem,
+    Logprob,
+    MessageItem,
+    OutputItem,
+    OutputText,
     ReasoningItem,
     ReasoningText,
     Status,
-    TextDelta,
-    TextDone,
     TopLogprob,
 )
+from proxy.response_items import ItemIds
 from proxy.schemas import ENCODER
 from sessions.types import Delta, TokenLogprob, ToolCallPiece
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from proxy.body import converted
 from proxy.refusals import invalid, unsupported
-from proxy.response_schemas import (
+from proxy.response_item_schemas import (
     FunctionCallItem,
     FunctionCallOutputItem,
     InputText,

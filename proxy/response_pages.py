@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from litestar.params import QueryParameter
 
 from proxy.refusals import invalid
-from proxy.response_schemas import Item, ItemList
+from proxy.response_item_schemas import Item, ItemList
 
 After = Annotated[str | None, QueryParameter(description="`id` of the item before the page.")]
 Limit = Annotated[int, QueryParameter(description="Items of a page, at most.", ge=1, le=100)]

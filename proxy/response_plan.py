@@ -14,16 +14,10 @@ from proxy.body import check_count
 from proxy.cache_schemas import CacheMiss
 from proxy.refusals import invalid
 from proxy.response_context import Context, ContextLoader
+from proxy.response_item_schemas import Item
 from proxy.response_items import ItemIds, check_call_ids, messages_of, read_input
-from proxy.response_schemas import (
-    BODY_DECODER,
-    ComparisonNotFound,
-    Diagnostics,
-    Item,
-    ResponseBody,
-    ResponseContext,
-    ResponseRequest,
-)
+from proxy.response_requests import ResponseContext, ResponseRequest
+from proxy.response_schemas import BODY_DECODER, ComparisonNotFound, Diagnostics, ResponseBody
 from proxy.response_translate import (
     begun,
     chat_request,

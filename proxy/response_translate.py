@@ -12,21 +12,18 @@ from msgspec.structs import replace
 from proxy.body import converted
 from proxy.cache_schemas import CacheHit, CacheMiss
 from proxy.refusals import invalid, unsupported
-from proxy.response_schemas import (
+from proxy.response_requests import (
     AllowedTools,
-    AppliedCacheOptions,
     ConversationReference,
-    Diagnostics,
-    DiagnosticsUnavailable,
     FunctionTool,
     NamedFunction,
     Reasoning,
-    ResponseBody,
     ResponseContext,
     ResponseRequest,
     TextFormat,
     TextOptions,
 )
+from proxy.response_schemas import AppliedCacheOptions, Diagnostics, DiagnosticsUnavailable, ResponseBody
 from proxy.schemas import AnaphoraReport
 from proxy.translate import TTL_S
 from sessions.types import (

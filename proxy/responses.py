@@ -15,21 +15,12 @@ from proxy.body import BodyRequest, check_count, decode_body
 from proxy.documented import answers
 from proxy.replying import Replier, unless_client_leaves
 from proxy.response_answer import Answer
+from proxy.response_event_schemas import StreamEvent
+from proxy.response_item_schemas import ITEMS_DECODER, ItemList
 from proxy.response_pages import After, Limit, Order, page_of
 from proxy.response_plan import Plan, Planner
-from proxy.response_schemas import (
-    BODY_DECODER,
-    CONTEXT_DECODER,
-    ITEMS_DECODER,
-    RESPONSE_DECODER,
-    InputTokens,
-    ItemList,
-    ResponseBody,
-    ResponseContext,
-    ResponseDeleted,
-    ResponseRequest,
-    StreamEvent,
-)
+from proxy.response_requests import CONTEXT_DECODER, RESPONSE_DECODER, ResponseContext, ResponseRequest
+from proxy.response_schemas import BODY_DECODER, InputTokens, ResponseBody, ResponseDeleted
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from sessions.errors import ContextLengthExceeded, InvalidRequest
