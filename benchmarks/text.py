@@ -22,7 +22,7 @@ from proxy.body import decode_chat_request
 from proxy.translate import chat_request
 from sessions.conversation import canonical
 from sessions.engine.config import EngineConfig
-from sessions.engine.schedule import Schedule
+from sessions.engine.schedule import Computed, Schedule
 from sessions.hashing import HashChain, RootFields, root_hash, tenant_key
 from sessions.parts import ServiceParts
 from sessions.render import render
@@ -77,8 +77,8 @@ class InstantRunner:
     def __init__(self, token_id: int) -> None:
         self._token_id = token_id
 
-    def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
-        return [(self._token_id,) for entry in schedule.entries if entry.samples]
+    def execute(self, schedule: Schedule) -> list[Computed]:
+        return [Computed((self._token_id,) if entry.samples else ()) for entry in schedule.entries]
 
 
 class Bench:

@@ -16,6 +16,7 @@ from proxy import sse
 from proxy.asked import asked_of
 from proxy.body import BodyRequest
 from proxy.documented import answers
+from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.reply import Reply
 from proxy.replying import Replier, unless_client_leaves
 from proxy.schemas import (
@@ -30,6 +31,7 @@ from proxy.schemas import (
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from sessions.service import ChatService
+from sessions.types import TokenLogprob
 
 
 class ChatController(Controller):
@@ -72,7 +74,7 @@ class ChatController(Controller):
                 request_id=held.request_id,
             )
             return Stream(frames, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
-        choices = await unless_client_leaves(request, _collect(reply, asked.n))
+        choices = await unless_client_leaves(request, _collect(reply, asked.n, has_logprobs=bool(data.logprobs)))
         completion = ChatCompletion(
             id=generation.id,
             created=created,
@@ -85,17 +87,20 @@ class ChatController(Controller):
         return Response(completion)
 
 
-async def _collect(reply: Reply, n: int) -> list[Choice]:
+async def _collect(reply: Reply, n: int, *, has_logprobs: bool) -> list[Choice]:
     """The whole answer. Raises SessionError."""
     pieces: list[list[str]] = [[] for _ in range(n)]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
     async for batch in reply.batches():
         for delta in batch:
             pieces[delta.choice].append(delta.text)
+            logprobs[delta.choice] += delta.logprobs
     return [
         Choice(
             index=index,
             message=AnswerMessage(content="".join(text)),
             finish_reason=reply.finish_reasons[index],
+            logprobs=ChoiceLogprobs.of(logprobs[index]) if has_logprobs else None,
         )
         for index, text in enumerate(pieces)
     ]

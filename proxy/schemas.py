@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from proxy.cache_schemas import CacheExplanation
+from proxy.logprob_schemas import ChoiceLogprobs
 from sessions.types import PromptReport, Usage
 
 # --- request
@@ -196,8 +197,9 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     prompt_cache_retention: the older word for `prompt_cache_options.ttl`: `24h` keeps the prompt a day.
     prompt_cache_options: what the cache may do with this request.
     reasoning_effort, verbosity: taken, without effect. service_tier: taken; the answer's is `default`.
-    modalities: only text is. audio, moderation, web_search_options: refused by name. repetition_penalty: only 1 is;
-    there are the other penalties. functions, function_call: OpenAI's legacy, refused by name: send `tools`.
+    modalities: only text is. audio, moderation, web_search_options: refused by name.
+    repetition_penalty: divides the logits of tokens that the prompt or the answer has.
+    functions, function_call: OpenAI's legacy, refused by name: send `tools`.
     logprobs: say how likely each token was. top_logprobs: and of so many likeliest others; needs `logprobs`.
     response_format: what the answer must look like. tools: functions that the model may call.
     tool_choice: whether, or which.
@@ -217,7 +219,10 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
     logit_bias: LogitBias | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     ignore_eos: bool | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     stream: bool | None = None
@@ -242,15 +247,12 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     audio: Any = None
     function_call: Any = None
     functions: Any = None
-    logprobs: bool | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     moderation: Any = None
     prompt_cache_options: PromptCacheOptions | None = None
-    repetition_penalty: float | None = None
     response_format: Any = None
     tool_choice: Any = None
     tools: list[Any] | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     web_search_options: Any = None
 
 
@@ -362,7 +364,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     index: int
     message: AnswerMessage
     finish_reason: str
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletion(Struct, frozen=True, kw_only=True):
@@ -403,7 +405,7 @@ class ChunkChoice(Struct, frozen=True, kw_only=True):
     index: int
     delta: ChunkDelta
     finish_reason: str | None = None
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletionChunk(Struct, frozen=True, kw_only=True):

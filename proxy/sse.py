@@ -13,8 +13,16 @@ from collections.abc import AsyncIterator, Sequence
 from msgspec import UNSET, UnsetType
 
 from proxy.errors import ErrorAnswer, internal_error_answer, log_unexpected, session_error_answer
+from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.reply import Reply
-from proxy.schemas import ENCODER, AnaphoraReport, ChatCompletionChunk, ChunkChoice, ChunkDelta, CompletionUsage
+from proxy.schemas import (
+    ENCODER,
+    AnaphoraReport,
+    ChatCompletionChunk,
+    ChunkChoice,
+    ChunkDelta,
+    CompletionUsage,
+)
 from sessions.errors import SessionError
 from sessions.types import Delta
 
@@ -55,8 +63,9 @@ class ChunkWriter:
         """
         events = []
         for delta in batch:
-            if delta.text:
-                events.append(self._choice(delta.choice, ChunkDelta(content=delta.text)))
+            if delta.text or delta.logprobs:
+                logprobs = ChoiceLogprobs.of(delta.logprobs) if delta.logprobs else None
+                events.append(self._choice(delta.choice, ChunkDelta(content=delta.text), logprobs=logprobs))
             if delta.finish_reason is not None:
                 events.append(self._choice(delta.choice, ChunkDelta(), delta.finish_reason))
         return b"".join(events)
@@ -64,8 +73,14 @@ class ChunkWriter:
     def usage(self, usage: CompletionUsage) -> bytes:
         return self._event([], usage)
 
-    def _choice(self, index: int, delta: ChunkDelta, finish_reason: str | None = None) -> bytes:
-        return self._event([ChunkChoice(index=index, delta=delta, finish_reason=finish_reason)])
+    def _choice(
+        self,
+        index: int,
+        delta: ChunkDelta,
+        finish_reason: str | None = None,
+        logprobs: ChoiceLogprobs | None = None,
+    ) -> bytes:
+        return self._event([ChunkChoice(index=index, delta=delta, finish_reason=finish_reason, logprobs=logprobs)])
 
     def _event(
         self,

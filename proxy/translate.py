@@ -31,7 +31,6 @@ _NEVER_BUILT = (
     "functions",
     "moderation",
     "tools",
-    "top_logprobs",
     "web_search_options",
 )
 """Refused whatever their value, unless it is null or an empty list."""
@@ -63,10 +62,6 @@ def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, voc
 
 def refuse_unsupported(wire: ChatCompletionRequest) -> None:
     """Raises InvalidRequest for the first parameter that is set, known and not built."""
-    if wire.top_logprobs is not None and not wire.logprobs:
-        raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value")
-    if wire.logprobs:
-        raise _unsupported("logprobs")
     for name in _NEVER_BUILT:
         if getattr(wire, name) not in (None, []):
             raise _unsupported(name)
@@ -76,14 +71,14 @@ def refuse_unsupported(wire: ChatCompletionRequest) -> None:
         raise _unsupported("response_format", "only the type 'text' is")
     if wire.modalities is not None and "audio" in wire.modalities:
         raise _unsupported("modalities", "only 'text' is")
-    if wire.repetition_penalty not in (None, 1.0):
-        raise _unsupported("repetition_penalty", "presence_penalty and frequency_penalty are")
 
 
 def check_together(wire: ChatCompletionRequest, max_n: int) -> None:
     """What one field alone cannot say. Raises InvalidRequest."""
     if wire.stream_options is not None and not wire.stream:
         raise _invalid("stream_options", "it is only allowed when 'stream' is true")
+    if wire.top_logprobs is not None and not wire.logprobs:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value")
     if wire.n is not None and wire.n > max_n:
         raise _invalid("n", f"this server allows at most {max_n}")
     if wire.seed is not None and not -(2**63) <= wire.seed < 2**64:
@@ -108,6 +103,8 @@ def sampling_params(wire: ChatCompletionRequest, vocab_size: int) -> SamplingPar
         stop=stop,
         presence_penalty=_or(wire.presence_penalty, 0.0),
         frequency_penalty=_or(wire.frequency_penalty, 0.0),
+        repetition_penalty=_or(wire.repetition_penalty, 1.0),
+        num_logprobs=_or(wire.top_logprobs, 0) if wire.logprobs else None,
         logit_bias=_logit_bias(wire.logit_bias or {}, vocab_size),
         ignore_eos=bool(wire.ignore_eos),
     )

@@ -57,6 +57,11 @@ class Detokenizer:
         self._context_text = ""
         self._unsettled: list[int] = []
 
+    @property
+    def is_settled(self) -> bool:
+        """Was the last token's text emitted, if it has one?"""
+        return not self._unsettled
+
     def decode(self, token_id: int) -> str:
         """The text that `token_id` settles, maybe none."""
         self._unsettled.append(token_id)
@@ -174,19 +179,25 @@ class TextStream:
     """Ids of one choice to the text its client sees.
 
     stopped: a stop string was matched; `num_tokens_used` ids were consumed for it, and later ones are not
-    output.
+    output. num_settled, num_shown: characters that the ids have certainly said, and that were let out.
     """
 
-    __slots__ = ("_detokenizer", "_stop_checker", "num_tokens_used")
+    __slots__ = ("_detokenizer", "_stop_checker", "num_settled", "num_shown", "num_tokens_used")
 
     def __init__(self, decode: Decode, stops: StopStrings, code_point_endings: Sequence[Sequence[int]] = ()) -> None:
         self._detokenizer = Detokenizer(decode, code_point_endings)
         self._stop_checker = StopChecker(stops)
         self.num_tokens_used = 0
+        self.num_settled = 0
+        self.num_shown = 0
 
     @property
     def stopped(self) -> bool:
         return self._stop_checker.stopped
+
+    @property
+    def is_settled(self) -> bool:
+        return self._detokenizer.is_settled
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text that is certain to be output, maybe none. Ids after the one that completes a stop are
@@ -196,11 +207,17 @@ class TextStream:
             if self.stopped:
                 break
             self.num_tokens_used += 1
-            pieces.append(self._stop_checker.decode(self._detokenizer.decode(token_id)))
-        return "".join(pieces)
+            settled = self._detokenizer.decode(token_id)
+            self.num_settled += len(settled)
+            pieces.append(self._stop_checker.decode(settled))
+        text = "".join(pieces)
+        self.num_shown += len(text)
+        return text
 
     def flush(self) -> str:
         """The end of the text, once no more ids will come."""
         if self.stopped:
             return ""
-        return self._stop_checker.decode(self._detokenizer.flush()) + self._stop_checker.flush()
+        text = self._stop_checker.decode(self._detokenizer.flush()) + self._stop_checker.flush()
+        self.num_shown += len(text)
+        return text

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from sessions.detokenizer import TextStream
 from sessions.engine.request import RequestOutput
 from sessions.errors import EngineFailed
+from sessions.logprobs import LogprobStream
 from sessions.replies import Said
-from sessions.types import Delta, FinishReason, PromptReport, RequestId, Usage
+from sessions.types import Delta, FinishReason, PromptReport, RequestId, TokenLogprob, Usage
 
 
 @dataclass(slots=True)
@@ -18,6 +19,8 @@ class Choice:
     index: int
     stream: TextStream
     said: Said
+    logprobs: LogprobStream | None = None
+    """None where nobody asked for any."""
     is_finished: bool = False
     prediction: tuple[int, int] = (0, 0)
     """Tokens of the request's prediction that were right, and wrong."""
@@ -123,7 +126,7 @@ class Generation:
 
     def _push(self, choice: Choice, output: RequestOutput) -> None:
         num_used = choice.stream.num_tokens_used
-        text = choice.stream.decode(output.token_ids)
+        text = _text(choice, output)
         choice.said.ids += output.token_ids[: choice.stream.num_tokens_used - num_used]
         finish_reason: FinishReason | None = output.finish_reason
         if choice.stream.stopped:
@@ -138,5 +141,30 @@ class Generation:
         choice.is_finished = finish_reason is not None
         if choice.is_finished:  # before the client has the end: its next turn may be here at once
             self._remember(choice)
-        if text or finish_reason:
-            self._deltas.append(Delta(choice.index, text, finish_reason))
+        logprobs = _logprobs(choice)
+        if text or finish_reason or logprobs:
+            self._deltas.append(Delta(choice.index, text, finish_reason, logprobs=logprobs))
+
+
+def _text(choice: Choice, output: RequestOutput) -> str:
+    """What the step's tokens let out; notes their scores beside it."""
+    stream, logprobs = choice.stream, choice.logprobs
+    if logprobs is None:
+        return stream.decode(output.token_ids)
+    ends_at = len(output.token_ids) - 1 if output.finish_reason == "stop" else None  # a token that only ends: not shown
+    pieces = []
+    for index, (token_id, score) in enumerate(zip(output.token_ids, output.scores, strict=True)):
+        if stream.stopped:
+            break
+        pieces.append(stream.decode((token_id,)))
+        if index != ends_at:
+            logprobs.add(score, num_settled=stream.num_settled, is_settled=stream.is_settled)
+    return "".join(pieces)
+
+
+def _logprobs(choice: Choice) -> tuple[TokenLogprob, ...]:
+    if choice.logprobs is None:
+        return ()
+    if choice.is_finished:
+        return choice.logprobs.finish(choice.stream.num_shown, is_cut=choice.stream.stopped)
+    return choice.logprobs.take(choice.stream.num_shown)

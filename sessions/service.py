@@ -25,6 +25,7 @@ from sessions.generation import Choice, Generation
 from sessions.hashing import HashChain, root_hash, shared_key, tenant_key
 from sessions.index import PrefixIndex, open_index
 from sessions.keeping import keeping_of
+from sessions.logprobs import LogprobStream
 from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter
 from sessions.replies import Replies, Said
@@ -228,7 +229,10 @@ class ChatService:
         said = self._replies.begin(prompted.opening, request.n) if remembers else [Said() for _ in range(request.n)]
         choices = {
             engine_request.id: Choice(
-                index, TextStream(tokenizer.decode, stops, tokenizer.code_point_endings), said[index]
+                index,
+                TextStream(tokenizer.decode, stops, tokenizer.code_point_endings),
+                said[index],
+                None if request.params.num_logprobs is None else LogprobStream(tokenizer.token_bytes),
             )
             for index, engine_request in enumerate(engine_requests)
         }

@@ -25,6 +25,7 @@ from sessions.detokenizer import fitting
 from sessions.errors import ContextLengthExceeded, ModelRefused
 from sessions.plain_encoder import PlainEncoder, TooManyTokensError
 from sessions.prompt import ChatTemplate, Prompt, TemplateError
+from sessions.token_bytes import TokenBytes
 from sessions.types import TokenId
 
 TEMPLATE_DATE: Final = datetime.datetime(2024, 7, 26)
@@ -67,6 +68,7 @@ class Tokenizer:
         self._encoder = PlainEncoder(backend_json, control_tokens)
         byte_fallback = backend_json["model"].get("byte_fallback", False)
         self.code_point_endings = _code_point_endings(self._backend, byte_fallback=byte_fallback)
+        self.token_bytes = TokenBytes(self._backend, backend_json)
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
         chat_ends = {token.id for text, token in control_tokens.by_text.items() if text in _END_OF_TURN}
         own_eos = () if hf.eos_token_id is None else (TokenId(hf.eos_token_id),)

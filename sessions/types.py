@@ -100,7 +100,8 @@ class SamplingParams:
     temperature: 0 is greedy. top_k: 0 is off. min_p: 0 is off. top_p: 1 is off.
     seed: any 64-bit int; None draws one. max_tokens: None is "up to the context".
     logit_bias: token id -> added to the logit. num_logprobs: alternatives reported with each token; None is no
-    report. grammar: None is any text.
+    report. grammar: None is any text. repetition_penalty: 1 is off; of tokens in prompt or output, positive logits are
+    divided by it and others multiplied.
     """
 
     temperature: float = 1.0
@@ -112,6 +113,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
     num_logprobs: int | None = None
@@ -270,12 +272,15 @@ class ToolCallPiece:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A drawn token as the unmodified distribution saw it. text, bytes: of the token alone. top: alternatives, the
-    likeliest first."""
+    """A token as the unmodified distribution saw it. top: alternatives, the likeliest first.
+
+    bytes: of the token alone; one after another they are the text's. None: the token writes nothing. text: the same
+    as text, or the token's name. logprob: None for a prompt's first token, which follows nothing.
+    """
 
     text: str
-    bytes: bytes
-    logprob: float
+    bytes: bytes | None
+    logprob: float | None
     top: "tuple[TokenLogprob, ...]" = ()
 
 

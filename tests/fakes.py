@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from sessions.engine.block_table import BlockTable
 from sessions.engine.config import EngineConfig
-from sessions.engine.schedule import Schedule, Scheduled
+from sessions.engine.request import TokenScore
+from sessions.engine.schedule import Computed, Schedule, Scheduled
 from sessions.hashing import RootFields
 from sessions.parts import IndexOptions, ServiceParts
 from sessions.service import ChatService
@@ -29,6 +30,10 @@ def next_token(token_ids: Sequence[int], vocab_size: int) -> int:
     """The token that follows `token_ids`; every one of them matters."""
     data = b"".join(token.to_bytes(4, "little") for token in token_ids)
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little") % vocab_size
+
+
+def fake_logprob(token_id: int) -> float:
+    return -(token_id + 1) / 1024
 
 
 class FakeRunner:
@@ -53,7 +58,7 @@ class FakeRunner:
             pairs = np.ascontiguousarray(row).view("<i8").reshape(-1, 2).tolist()
             self.slots[block_id * self.block_size : (block_id + 1) * self.block_size] = [(p, t) for p, t in pairs]
 
-    def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
+    def execute(self, schedule: Schedule) -> list[Computed]:
         size = self.block_size
         copied = [self.slots[s.id * size : (s.id + 1) * size] for s, _ in schedule.copies]
         for (_, destination), content in zip(schedule.copies, copied, strict=True):
@@ -65,7 +70,25 @@ class FakeRunner:
             for position, token_id in enumerate(token_ids, entry.start):
                 self.slots[self._slot(entry.request.block_table, position)] = (position, token_id)
             self.num_computed_tokens += entry.num_rows
-        return [self._verify(entry) for entry in schedule.entries if entry.samples]
+        return [self._computed(entry) for entry in schedule.entries]
+
+    def _computed(self, entry: Scheduled) -> Computed:
+        token_ids = self._verify(entry) if entry.samples else ()
+        request = entry.request
+        is_scored = request.params.num_logprobs is not None
+        rows = request.rows_to_score(entry.start, entry.start + entry.num_tokens)
+        return Computed(
+            token_ids,
+            tuple(self._score(entry, token_id) for token_id in token_ids) if is_scored else (),
+            tuple(self._score(entry, request.token_ids[row + 1]) for row in rows),
+        )
+
+    def _score(self, entry: Scheduled, token_id: int) -> TokenScore:
+        """A number that says which token it is of; the token itself is the likeliest."""
+        own, num_tops = fake_logprob(token_id), entry.request.params.num_logprobs or 0
+        return TokenScore(
+            token_id, own, tuple(((token_id + step) % self.vocab_size, own - step) for step in range(num_tops))
+        )
 
     def _verify(self, entry: Scheduled) -> tuple[int, ...]:
         """One token after the known ones, and one after every draft that was right."""

@@ -26,11 +26,12 @@ SEQUENCE = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T rows of E entries, S of them sampled. Tensors are on the model's device.
+    """T rows of E entries, S of them sampled, P scored. Tensors are on the model's device.
 
-    input_ids, positions: [1, T] int64. logit_rows: [S] int64. sequences: [E] SEQUENCE, one-token entries first.
+    input_ids, positions: [1, T] int64. logit_rows: [S + P] int64. sequences: [E] SEQUENCE, one-token entries first.
     block_tables: [E] views of the block ids, which also keep the memory that `sequences` points to.
     sampled: what each of the S rows draws, in the order of `logit_rows`, an entry's rows together and in order.
+    scored: entries whose prompts are scored, and the rows of each; they stand after the sampled ones, in this order.
     """
 
     input_ids: torch.Tensor
@@ -39,6 +40,7 @@ class Batch:
     sequences: npt.NDArray[np.void]
     block_tables: tuple[Ids, ...]
     sampled: tuple[Draw, ...] = ()
+    scored: tuple[tuple[int, range], ...] = ()
 
 
 def build_batch(entries: Sequence[Scheduled], device: torch.device) -> Batch:
@@ -47,10 +49,16 @@ def build_batch(entries: Sequence[Scheduled], device: torch.device) -> Batch:
     input_ids: list[int] = []
     positions, tables, records = [], [], []
     logit_rows: list[int] = []
+    scored_rows: list[int] = []
     sampled: list[Draw] = []
+    scored: list[tuple[int, range]] = []
     for index in order:
         entry = entries[index]
         request, end = entry.request, entry.start + entry.num_tokens
+        rows = request.rows_to_score(entry.start, end)
+        if rows:
+            scored.append((index, rows))
+            scored_rows += range(len(input_ids) + rows.start - entry.start, len(input_ids) + rows.stop - entry.start)
         records.append((request.block_table.address, len(input_ids), entry.start, entry.num_rows, 0))
         tables.append(request.block_table.ids)
         input_ids += request.token_ids[entry.start : end]
@@ -67,8 +75,9 @@ def build_batch(entries: Sequence[Scheduled], device: torch.device) -> Batch:
     return Batch(
         input_ids=tensor(input_ids)[None],
         positions=tensor(np.concatenate(positions))[None],
-        logit_rows=tensor(logit_rows),
+        logit_rows=tensor(logit_rows + scored_rows),
         sequences=np.array(records, SEQUENCE),
         block_tables=tuple(tables),
         sampled=tuple(sampled),
+        scored=tuple(scored),
     )

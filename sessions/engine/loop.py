@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from sessions.engine.request import Request, RequestOutput
-from sessions.engine.schedule import Schedule
+from sessions.engine.schedule import Computed, Schedule
 from sessions.engine.scheduler import Scheduler
 from sessions.types import BlockHash, RequestId
 
@@ -31,9 +31,8 @@ MAX_CONSECUTIVE_FAILURES = 3
 class Runner(Protocol):
     """All device work of a step. Raises whatever the device raises; then nothing of the step counts."""
 
-    def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
-        """Copy, write K and V of the scheduled tokens and drafts; for each entry with `samples`, in order, the tokens
-        drawn: one, and one more for every leading draft that was right."""
+    def execute(self, schedule: Schedule) -> list[Computed]:
+        """Copy, write K and V of the scheduled tokens and drafts; what came of each entry, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +102,8 @@ class Engine:
     def step(self) -> StepResult:
         """The architecture: schedule, run, commit."""
         schedule = self.scheduler.schedule()
-        sampled = self._runner.execute(schedule)
-        outputs = self.scheduler.commit(schedule, sampled)
+        computed = self._runner.execute(schedule)
+        outputs = self.scheduler.commit(schedule, computed)
         self.num_steps += 1
         return StepResult(outputs, self.scheduler.pool.take_removed())
 

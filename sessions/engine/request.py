@@ -37,6 +37,14 @@ class RestoredBlocks(NamedTuple):
         return self.first + len(self.payload)
 
 
+class TokenScore(NamedTuple):
+    """A token's log-probability in the unmodified distribution. top: (token id, its own), the likeliest first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class RequestStatus(Enum):
     WAITING = "waiting"
     RUNNING = "running"
@@ -73,6 +81,8 @@ class Request:
     """Where reuse may end, in tokens, rising; None is anywhere. Empty: nothing is read."""
     write_limit: int | None = None
     """Leading tokens whose KV may be found by others; None is all."""
+    wants_prompt_scores: bool = False
+    """Score the prompt too, with as many alternatives as the output; such a request must read nothing."""
     level: int = ONE_SHOT
     """What the pool made of the request when it was first admitted (`BlockPool.reuse`)."""
     num_prompt_tokens: int = field(init=False)
@@ -97,9 +107,15 @@ class Request:
     """Leading blocks of `block_table` known to the pool's tree."""
     output_counts: dict[int, int] = field(default_factory=dict)
     """Output token id -> occurrences; kept only when a penalty needs it."""
+    seen_ids: dict[int, None] = field(default_factory=dict)
+    """Every token id of prompt and output, once; kept only when a repetition penalty needs it."""
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    """Of prompt tokens 1, 2, ..., as far as they are computed; what a preemption loses is not scored again."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        if self.params.repetition_penalty != 1:
+            self.seen_ids = dict.fromkeys(self.token_ids)
 
     @property
     def root(self) -> BlockHash:
@@ -122,6 +138,12 @@ class Request:
     def has_penalty(self) -> bool:
         return bool(self.params.presence_penalty or self.params.frequency_penalty)
 
+    def rows_to_score(self, start: int, end: int) -> range:
+        """Of the rows that compute tokens [start, end): those whose logits score a prompt token, each the one after."""
+        if not self.wants_prompt_scores:
+            return range(0)
+        return range(max(start, len(self.prompt_scores)), min(end, self.num_prompt_tokens - 1))
+
     @property
     def num_shown_tokens(self) -> int:
         """Leading tokens that are computed, and may be found by others."""
@@ -140,6 +162,8 @@ class Request:
         self.chain.extend((token_id,))
         if self.has_penalty:
             self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
+        if self.params.repetition_penalty != 1:
+            self.seen_ids[token_id] = None
 
     def levels(self) -> Iterator[tuple[int, int]]:
         """(number of leading tokens, level that their blocks shall have at least) of what is computed."""
@@ -174,6 +198,8 @@ class RequestOutput:
     prediction: how many tokens of the request's prediction were right, and wrong, so far.
     admitted_at: time.monotonic() when the engine first ran it.
     stored: chains from their first blocks on, when this step made prompt or turn complete (BlockStored).
+    scores: one for each of `token_ids`, if they were asked for. prompt_scores: of the prompt but for its first token,
+    with the output that completes it.
     """
 
     request_id: RequestId
@@ -185,3 +211,5 @@ class RequestOutput:
     error: str | None = None
     prediction: tuple[int, int] = (0, 0)
     num_restored_tokens: int = 0
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()

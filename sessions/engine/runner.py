@@ -9,8 +9,10 @@ from sessions.engine.batch import Batch, build_batch
 from sessions.engine.kv_cache import KVCache
 from sessions.engine.loaded import LoadedModel
 from sessions.engine.native.kernels import NativeAttention, NativePool
+from sessions.engine.request import TokenScore
 from sessions.engine.sampler import sample
-from sessions.engine.schedule import Schedule
+from sessions.engine.schedule import Computed, Schedule, Scheduled
+from sessions.engine.scoring import log_probabilities, score, score_prompt
 from sessions.engine.torch_attention import TorchAttention
 
 
@@ -23,7 +25,7 @@ class ModelRunner:
         self._attention = pick_attention(loaded, cache)
 
     @torch.inference_mode()
-    def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
+    def execute(self, schedule: Schedule) -> list[Computed]:
         """See `loop.Runner`. Raises what torch raises, out of memory included."""
         self._cache.copy_blocks(
             [source.id for source, _ in schedule.copies], [destination.id for _, destination in schedule.copies]
@@ -34,11 +36,43 @@ class ModelRunner:
             return []
         batch = build_batch(schedule.entries, self._loaded.device)
         logits = self._loaded.forward(batch, self._attention(batch))
-        token_ids = sample(logits, batch.sampled) if batch.sampled else []
+        num_draws = len(batch.sampled)
+        prompt_scores = _prompt_scores(schedule.entries, batch, logits[num_draws:])
+        asking = [row for row, draw in enumerate(batch.sampled) if draw.request.params.num_logprobs is not None]
+        unmodified = log_probabilities(logits, asking) if asking else None
+        token_ids = sample(logits[:num_draws], batch.sampled) if num_draws else []
+        scores: dict[int, TokenScore] = {}
+        if unmodified is not None:
+            num_tops = [batch.sampled[row].request.params.num_logprobs or 0 for row in asking]
+            scores = dict(zip(asking, score(unmodified, [token_ids[row] for row in asking], num_tops), strict=True))
         drawn: dict[int, list[int]] = {}
-        for draw, token_id in zip(batch.sampled, token_ids, strict=True):
-            drawn.setdefault(draw.entry, []).append(token_id)
-        return [verified(schedule.entries[index].drafts, drawn[index]) for index in sorted(drawn)]
+        for row, draw in enumerate(batch.sampled):
+            drawn.setdefault(draw.entry, []).append(row)
+
+        def computed(index: int, entry: Scheduled) -> Computed:
+            rows = drawn.get(index)
+            if rows is None:
+                return Computed(prompt_scores=prompt_scores.get(index, ()))
+            kept = verified(entry.drafts, [token_ids[row] for row in rows])
+            kept_scores = tuple(scores[row] for row in rows[: len(kept)] if row in scores)
+            return Computed(kept, kept_scores, prompt_scores.get(index, ()))
+
+        return [computed(index, entry) for index, entry in enumerate(schedule.entries)]
+
+
+def _prompt_scores(
+    entries: Sequence[Scheduled], batch: Batch, logits: torch.Tensor
+) -> dict[int, tuple[TokenScore, ...]]:
+    """Entry -> scores of its prompt's tokens. logits: of the batch's scored rows."""
+    scores: dict[int, tuple[TokenScore, ...]] = {}
+    at = 0
+    for index, rows in batch.scored:
+        request = entries[index].request
+        token_ids = request.token_ids[rows.start + 1 : rows.stop + 1]
+        num_tops = [request.params.num_logprobs or 0] * len(rows)
+        scores[index] = tuple(score_prompt(logits[at : at + len(rows)], token_ids, num_tops))
+        at += len(rows)
+    return scores
 
 
 def verified(drafts: Sequence[int], drawn: Sequence[int]) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 A draw uses one uniform number per token, a hash of (seed, position): it depends on neither the batch, nor the step, nor
 what ran before, so a preempted or restarted request draws the same tokens again. Inverse transform sampling over the
-filtered distribution; filters in vLLM's order: penalties, bias, temperature, then min-p, top-k, top-p on the sorted
-probabilities.
+filtered distribution; filters in vLLM's order: penalties (repetition first), bias, temperature, then min-p, top-k,
+top-p on the sorted probabilities.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from sessions.types import SamplingParams
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     """logits: [S, vocabulary] of any float dtype, row i for `draws[i]` -> S token ids. `logits` may be changed."""
     logits = logits.float()
+    _discourage_repetition(logits, draws)
     _adjust(logits, draws)
     token_ids = logits.argmax(dim=-1)
     drawn = [row for row, draw in enumerate(draws) if draw.request.params.temperature > 0]
@@ -35,6 +36,17 @@ def uniform(seed: int, position: int) -> float:
         seed.to_bytes(8, "little", signed=True) + position.to_bytes(8, "little"), digest_size=8, person=b"draw/1"
     ).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _discourage_repetition(logits: torch.Tensor, draws: Sequence[Draw]) -> None:
+    """https://arxiv.org/abs/1909.05858 as transformers and vLLM have it: over prompt and output. In place."""
+    for row, draw in enumerate(draws):
+        penalty = draw.request.params.repetition_penalty
+        if penalty == 1:
+            continue
+        seen = torch.tensor([*{**draw.request.seen_ids, **dict.fromkeys(draw.drafts)}], device=logits.device)
+        values = logits[row, seen]
+        logits[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 
 def _adjust(logits: torch.Tensor, draws: Sequence[Draw]) -> None:

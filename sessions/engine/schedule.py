@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sessions.engine.block import Block
-from sessions.engine.request import Request
+from sessions.engine.request import Request, TokenScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,18 @@ class Draw(NamedTuple):
     @property
     def position(self) -> int:
         return self.request.num_tokens + len(self.drafts)
+
+
+class Computed(NamedTuple):
+    """What a step made of one entry.
+
+    token_ids: drawn, where the entry samples: one, and one more for every leading draft that was right.
+    scores: one for each of them, if asked for. prompt_scores: of `Request.rows_to_score`.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
 
 
 class Load(NamedTuple):

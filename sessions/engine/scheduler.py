@@ -25,7 +25,7 @@ from sessions.engine.config import EngineConfig
 from sessions.engine.drafts import MAX_DRAFTING_SEQS, Drafter
 from sessions.engine.holder import Holder
 from sessions.engine.request import Request, RequestOutput, RequestStatus, Stored
-from sessions.engine.schedule import Schedule, Scheduled
+from sessions.engine.schedule import Computed, Schedule, Scheduled
 from sessions.hashing import extend_tokens
 from sessions.rate import Rate
 from sessions.types import BlockHash, FinishReason, RequestId
@@ -220,13 +220,13 @@ class Scheduler:
 
     # -- commit --
 
-    def commit(self, schedule: Schedule, sampled: list[tuple[int, ...]]) -> list[RequestOutput]:
-        """The step ran. `sampled`: tokens drawn by each entry with `samples`, in order. Register, append, finish."""
+    def commit(self, schedule: Schedule, computed: list[Computed]) -> list[RequestOutput]:
+        """The step ran. `computed`: what came of each entry, in order. Register, append, finish."""
         outputs = []
-        drawn = iter(sampled)
-        for entry in schedule.entries:
+        for entry, result in zip(schedule.entries, computed, strict=True):
             request = entry.request
             request.num_computed_tokens += entry.num_tokens
+            request.prompt_scores += result.prompt_scores
             prompt_done = entry.start < request.num_prompt_tokens <= request.num_computed_tokens
             self.holder.register_full_blocks(request)
             if prompt_done:
@@ -234,13 +234,13 @@ class Scheduler:
                 self._stop_computing(request)
             if not entry.samples:
                 continue
-            token_ids = next(drawn)
-            self.drafter.observe(request, len(entry.drafts), len(token_ids) - 1)
-            outputs.append(self._append(request, token_ids, prompt_done=prompt_done))
+            self.drafter.observe(request, len(entry.drafts), len(result.token_ids) - 1)
+            outputs.append(self._append(request, result, prompt_done=prompt_done))
         return outputs
 
-    def _append(self, request: Request, token_ids: tuple[int, ...], *, prompt_done: bool) -> RequestOutput:
+    def _append(self, request: Request, result: Computed, *, prompt_done: bool) -> RequestOutput:
         """Keep the drawn tokens up to one that ends the request. All but the last were drafts: their KV is there."""
+        token_ids = result.token_ids
         finish_reason: FinishReason | None = "length" if request.max_tokens == 0 else None
         count = 0
         while count < len(token_ids) and finish_reason is None:
@@ -268,6 +268,8 @@ class Scheduler:
             request.admitted_at,
             prediction=(request.num_accepted_prediction_tokens, request.num_rejected_prediction_tokens),
             num_restored_tokens=request.num_restored_tokens,
+            scores=result.scores[:count],
+            prompt_scores=tuple(request.prompt_scores) if prompt_done else (),
         )
 
     def _stop_computing(self, request: Request) -> None:

@@ -8,7 +8,7 @@ from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
 from sessions.engine.loop import MAX_CONSECUTIVE_FAILURES, STOPPED, Engine, StepResult
 from sessions.engine.request import Request
-from sessions.engine.schedule import Schedule
+from sessions.engine.schedule import Computed, Schedule
 from sessions.engine.scheduler import Scheduler
 from sessions.hashing import HashChain
 from sessions.types import BlockHash, RequestId, SamplingParams
@@ -23,7 +23,7 @@ class BrokenRunner:
         self.engine: Engine | None = None
         self.count = 0
 
-    def execute(self, schedule: Schedule) -> list[tuple[int, ...]]:
+    def execute(self, schedule: Schedule) -> list[Computed]:
         self.count += 1
         assert self.engine is not None
         self.engine.submit(request(f"during {self.count}"))
