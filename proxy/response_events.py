@@ -229,9 +229,9 @@ def _done(place: dict[str, Any], item: OutputItem) -> Event:
 def _logprob(entry: TokenLogprob) -> Logprob:
     return Logprob(
         token=entry.text,
-        bytes=list(entry.bytes),
+        bytes=list(entry.bytes or b""),
         logprob=entry.logprob,
         top_logprobs=[
-            TopLogprob(token=other.text, bytes=list(other.bytes), logprob=other.logprob) for other in entry.top
+            TopLogprob(token=other.text, bytes=list(other.bytes or b""), logprob=other.logprob) for other in entry.top
         ],
     )

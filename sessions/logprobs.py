@@ -71,7 +71,7 @@ class LogprobStream:
 def token_logprob(token_bytes: TokenBytes, score: TokenScore, *, opens: bool = False) -> TokenLogprob:
     """opens: the token is the first of its text."""
 
-    def of(token_id: int, logprob: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+    def of(token_id: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         written = token_bytes.of(token_id, opens=opens)
         text = token_bytes.name(token_id) if written is None else spelt(written)
         return TokenLogprob(text, written, logprob, top)

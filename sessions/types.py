@@ -275,12 +275,12 @@ class TokenLogprob:
     """A token as the unmodified distribution saw it. top: alternatives, the likeliest first.
 
     bytes: of the token alone; one after another they are the text's. None: the token writes nothing. text: the same
-    as text, or the token's name. logprob: None for a prompt's first token, which follows nothing.
+    as text, or the token's name. logprob: NaN for a prompt's first token, which follows nothing.
     """
 
     text: str
     bytes: bytes | None
-    logprob: float | None
+    logprob: float
     top: "tuple[TokenLogprob, ...]" = ()
 
 
