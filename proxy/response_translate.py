@@ -58,8 +58,6 @@ def refuse_unsupported(wire: ResponseRequest) -> None:
             raise unsupported(name)
     if wire.stream_options is not None and not wire.stream:
         raise invalid("stream_options", "it is only allowed when 'stream' is true")
-    if wire.tools and wire.tool_choice != "none":
-        raise unsupported("tools")
     if wire.text is not None and not isinstance(wire.text.format, TextFormat | None):
         raise unsupported("text.format", "only the type 'text' is")
     if _num_logprobs(wire) is not None:
@@ -82,15 +80,17 @@ def with_instructions(instructions: str | None, messages: Sequence[Message]) -> 
 
 def chat_request(wire: ResponseRequest, messages: tuple[Message, ...], tenant: Tenant) -> ChatRequest:
     """Raises InvalidRequest naming the parameter."""
-    tools = tools_of(wire.tools)
-    own = wire.anaphora
+    tools, own = tools_of(wire.tools), wire.anaphora
+    tool_choice = tool_choice_of(wire, tools)
+    if tools and tool_choice.mode != "none":
+        raise unsupported("tools")
     return ChatRequest(
         messages=messages,
         params=_sampling_params(wire),
         tenant=tenant,
         cache_salt=wire.cache_salt,
         tools=sessions_tools(tools),
-        tool_choice=tool_choice_of(wire, tools),
+        tool_choice=tool_choice,
         cache=_cache_options(wire),
         wants_explanation=own is not None and own.explain,
         splice=own is None or own.splice,

@@ -1,7 +1,7 @@
 -- Write a document of a tenant's, renew those it builds on, and forget the tenant's least recently used past a bound.
 --
 -- KEYS[1]  doc:{<shelf>}:     its slot holds  d:<name>  STRING  a document: 8 bytes of version, then what it says; expires
---                                             used      ZSET    name -> when it was last written or built on, ms of
+--                                             used      ZSET    name -> when it was last written or built on, µs of
 --                                                               the server's own clock
 -- ARGV[1]  name               ARGV[2]  the document
 -- ARGV[3]  ttl in seconds     ARGV[4]  most documents of this tenant
@@ -16,17 +16,17 @@ if version ~= '' and redis.call('GETRANGE', prefix .. name, 0, 7) ~= version the
   return 0
 end
 local clock = redis.call('TIME')
-local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local function score(ms) return string.format('%.0f', ms) end
+local now_us = clock[1] * 1000000 + clock[2]
+local function score(us) return string.format('%.0f', us) end
 
 redis.call('SET', prefix .. name, document, 'EX', ttl_s)
 for at = 6, #ARGV do
   if redis.call('EXPIRE', prefix .. ARGV[at], ttl_s) == 1 then
-    redis.call('ZADD', used, score(now_ms), ARGV[at])
+    redis.call('ZADD', used, score(now_us), ARGV[at])
   end
 end
-redis.call('ZADD', used, score(now_ms), name)
-redis.call('ZREMRANGEBYSCORE', used, '-inf', score(now_ms - ttl_s * 1000))
+redis.call('ZADD', used, score(now_us), name)
+redis.call('ZREMRANGEBYSCORE', used, '-inf', score(now_us - ttl_s * 1000000))
 redis.call('EXPIRE', used, ttl_s)
 for _, oldest in ipairs(redis.call('ZRANGE', used, 0, -1 - most)) do
   redis.call('DEL', prefix .. oldest)
