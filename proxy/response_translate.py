@@ -60,8 +60,6 @@ def refuse_unsupported(wire: ResponseRequest) -> None:
         raise invalid("stream_options", "it is only allowed when 'stream' is true")
     if wire.text is not None and not isinstance(wire.text.format, TextFormat | None):
         raise unsupported("text.format", "only the type 'text' is")
-    if _num_logprobs(wire) is not None:
-        raise unsupported("include" if wire.include else "top_logprobs", "logprobs are not")
     check_context(wire)
 
 

@@ -131,6 +131,22 @@ def test_a_seed_repeats(client: OpenAI) -> None:
     assert first == again
 
 
+def test_logprobs_come_with_the_text_whole_and_streamed(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    part: Any = ask(client, **asked).output[0].content[0]  # type: ignore[union-attr]
+    assert len(part.logprobs) == 12 and all(len(entry.top_logprobs) == 2 for entry in part.logprobs)
+    assert all(entry.logprob <= 0 for entry in part.logprobs)
+    stream = events(client, **asked)
+    pieces = [event.logprobs for event in stream if event.type == "response.output_text.delta"]
+    [done] = [event for event in stream if event.type == "response.output_text.done"]
+    tokens = [entry.token for entry in part.logprobs]
+    assert [entry.token for piece in pieces for entry in piece] == [entry.token for entry in done.logprobs] == tokens
+    without: Any = ask(client, include=["message.output_text.logprobs"]).output[0].content[0]  # type: ignore[union-attr]
+    assert [entry.token for entry in without.logprobs] == tokens and without.logprobs[0].top_logprobs == []
+    plain: Any = ask(client).output[0].content[0]  # type: ignore[union-attr]
+    assert not plain.logprobs
+
+
 # -- streamed --
 
 
