@@ -6,7 +6,7 @@ Every method takes the tenant from the request or by name and looks under that t
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeVar
@@ -45,11 +45,11 @@ class _InPool:
 
 
 class CacheControl:
-    """Parts are the service's own. root_of: what all that a request computes hangs from."""
+    """Parts are the service's own. root_of: a tenant's id and a salt, or none, give the root."""
 
     def __init__(
         self,
-        root_of: Callable[[ChatRequest], BlockHash],
+        root_of: Callable[[str, str | None], BlockHash],
         engine: Engine,
         prompter: Prompter,
         replies: Replies,
@@ -112,51 +112,49 @@ class CacheControl:
 
     async def drop_path(self, tenant: Tenant, leaf_hash: BlockHash) -> int:
         """Forget what this leaf's path shares with no other. Returns tokens; 0 for a leaf that is not the tenant's."""
-
-        def first_own(path_root: BlockHash) -> BlockHash | None:
-            block = self._pool.find(leaf_hash)
-            if block is None or block.root != path_root or any(child.is_full for child in block.children or ()):
-                return None
-            parent = block.parent
-            while parent is not None and parent.root == path_root and len(parent.children or ()) == 1:
-                block, parent = parent, parent.parent
-            return block.block_hash
-
-        def find() -> tuple[BlockHash, BlockHash] | None:
-            for root in self._pool.roots_of(tenant.id):
-                first = first_own(root)
-                if first is not None:
-                    return root, first
-            return None
-
-        found = await self._between_steps(find)
+        found = await self._between_steps(lambda: self._first_own(self._pool.roots_of(tenant.id), leaf_hash))
         if found is None:
             return 0
-        self._replies.forget(self._unsalted(tenant))
-        return await self._forget(*found)
+        root, first, is_branch = found
+        self._replies.forget(self._unsalted(tenant) if is_branch else root)
+        return await self._forget(root, first)
+
+    def _first_own(
+        self, roots: Collection[BlockHash], leaf_hash: BlockHash
+    ) -> tuple[BlockHash, BlockHash | None, bool] | None:
+        """Engine thread: where the part of a leaf's path begins that no other has; None if it is under no such root.
+
+        Its root, its first block, and whether that root begins after shared content.
+        """
+        block = self._pool.find(leaf_hash)
+        root = None if block is None else block.root
+        if block is None or root not in roots or root is None or any(child.is_full for child in block.children or ()):
+            return None
+        parent = block.parent
+        while parent is not None and parent.root == root and len(parent.children or ()) == 1:
+            block, parent = parent, parent.parent
+        return root, block.block_hash, self._pool.is_branch(root)
 
     async def drop_all(self, tenant: Tenant) -> int:
-        """Forget everything of a tenant's: pool, disk, and what this process knows of its replies. Returns tokens.
-
-        Where the pool has nothing of it, the disk is known by the root without a salt alone.
-        """
+        """Forget everything of a tenant's, whatever its salt: pool, disk, replies here and in Redis. Returns tokens."""
+        own = self._unsalted(tenant)
         roots = await self._between_steps(lambda: self._pool.roots_of(tenant.id))
-        return sum([await self._forget(root, None) for root in {self._unsalted(tenant), *roots}])
+        self._replies.forget(own, and_salts=True)
+        return sum([await self._forget(root, None) for root in {own, *roots}])
 
     def _unsalted(self, tenant: Tenant) -> BlockHash:
-        return self._root_of(ChatRequest((), tenant=tenant))
+        return self._root_of(tenant.id, None)
 
     async def _forget(self, root: BlockHash, first: BlockHash | None) -> int:
-        """On disk whole files go, up to 256 tokens more: better too much than what was to go."""
+        """KV alone. On disk whole files go, up to 256 tokens more: better too much than what was to go."""
         num_tokens = await self._between_steps(lambda: self._pool.drop(root, first, time.monotonic()))
-        self._replies.forget(root)
         if self._disk is not None:
             await asyncio.to_thread(self._disk.drop, root, first)
         return num_tokens
 
     async def _path(self, request: ChatRequest) -> HashChain:
         """The blocks of a request's messages."""
-        return (await self._prompter.prompt(request, self._root_of(request), is_open=False)).chain
+        return (await self._prompter.prompt(request, is_open=False)).chain
 
     # -- explaining --
 

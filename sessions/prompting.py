@@ -70,22 +70,26 @@ class Prompter:
         self,
         tokenizer: Tokenizer,
         replies: Replies,
+        root_of: Callable[[str, str | None], BlockHash],
         *,
         block_size: int,
         max_model_len: int,
         stable_first: bool,
-        shared_root: BlockHash | None = None,
-        shared_prompts: Sequence[SharedPrompt] = (),
     ) -> None:
-        """Raises ModelRefused for a shared prompt that the model's template or its context does not take."""
+        """root_of: a tenant's id and a salt, or none, give the root."""
         self._tokenizer = tokenizer
         self._replies = replies
+        self._root_of = root_of
         self._block_size = block_size
         self._max_model_len = max_model_len
         self._stable_first = stable_first
-        self.shared = None if shared_root is None else self._declared(shared_root, shared_prompts)
+        self._shared: SharedContent | None = None
 
-    def _declared(self, root: BlockHash, prompts: Sequence[SharedPrompt]) -> SharedContent:
+    def share(self, root: BlockHash, prompts: Sequence[SharedPrompt]) -> None:
+        """From now on what prompts without a salt have in common with these hangs from `root`.
+
+        Raises ModelRefused for one that the model's template or its context does not take.
+        """
         hashes: set[BlockHash] = set()
         for number, declared in enumerate(prompts, 1):
             conversation = self._canonical(declared.messages, declared.tools)
@@ -96,12 +100,12 @@ class Prompter:
                 raise ModelRefused(f"Shared prompt {number} is none for this model: {error}") from error
             hashes.update(chain_hashes(root, token_ids, self._block_size))
         log.info("content is shared between tenants", prompts=len(prompts), blocks=len(hashes))
-        return SharedContent(root, frozenset(hashes))
+        self._shared = SharedContent(root, frozenset(hashes))
 
     def _canonical(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Conversation:
         return self._replies.seen(canonical(messages, tools, stable_first=self._stable_first))
 
-    async def prompt(self, request: ChatRequest, root: BlockHash, *, is_open: bool = True) -> Prompted:
+    async def prompt(self, request: ChatRequest, *, is_open: bool = True) -> Prompted:
         """Raises InvalidRequest, ContextLengthExceeded. A message is a token at the least: its template's.
 
         is_open: the prompt ends where a reply begins. Else it ends with its last message.
@@ -111,6 +115,7 @@ class Prompter:
                 num_prompt_tokens=len(request.messages), max_model_len=self._max_model_len, is_lower_bound=True
             )
         conversation = self._canonical(request.messages, request.tools)
+        root = self._root_of(request.tenant.id, request.cache_salt)
         needs_places = bool(conversation.breakpoints) or request.wants_explanation  # only a whole rendering has them
         looks_up = request.splice and is_open and not needs_places
         transcript = self._replies.transcript(root, conversation) if looks_up else None
@@ -126,8 +131,9 @@ class Prompter:
             start = _Start(key, transcript.chain.fork(), {}, transcript.num_spliced, transcript)
         else:
             keys = await work(lambda: list(turn_keys(root, conversation)))
-            spliced = await self._replies.find(root, conversation, keys) if request.splice and prompt.contents else {}
-            shared = self.shared if request.cache_salt is None else None  # a salt is for sharing with nobody
+            looks = request.splice and bool(prompt.contents)
+            spliced = await self._replies.find(root, conversation, keys, self._salted_of(request)) if looks else {}
+            shared = self._shared if request.cache_salt is None else None  # a salt is for sharing with nobody
             start = _Start(keys[-1], HashChain(root, self._block_size, shared), spliced, len(spliced))
         return await work(self._encoded, request, conversation, prompt, start)
 
@@ -163,6 +169,7 @@ class Prompter:
             chain=chain.fork(),
             num_spliced=start.num_spliced,
             continues=start.transcript,
+            salted_of=self._salted_of(request),
         )
         prediction = tuple(self._tokenizer.encode_text(predicted, scope=scope))
         report = PromptReport(start.num_spliced, prompt.moves)
@@ -170,6 +177,10 @@ class Prompter:
         counts = self._tokenizer.tokens_before(prompt, [at for at, _ in places], scope=scope, spliced=spliced)
         breakpoints = tuple((count, point) for count, (_, point) in zip(counts, places, strict=True))
         return Prompted(token_ids, chain, prediction, opening, report, breakpoints, prompt, spliced)
+
+    def _salted_of(self, request: ChatRequest) -> BlockHash | None:
+        """See `Opening`."""
+        return None if request.cache_salt is None else self._root_of(request.tenant.id, None)
 
     def _spliced_ids(self, content: str, found: Spliced, scope: str) -> list[TokenId]:
         rest = self._tokenizer.encode_text(content[found.num_chars :], scope=scope)

@@ -14,21 +14,18 @@ A record is believed only if its ids decode to the text. All of it is a hint: wh
 
 import sys
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 import msgpack
 
+from sessions.bounded import Bounded
 from sessions.conversation import Conversation, Turn, TurnKey, turn_key
 from sessions.detokenizer import fitting
 from sessions.hashing import HashChain
 from sessions.render import Known
 from sessions.types import BlockHash, TokenId
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 RECORD_BYTES: Final = 32 << 20
 TRANSCRIPT_BYTES: Final = 128 << 20
@@ -44,7 +41,10 @@ class Shelf(Protocol):
     async def fetch_replies(self, root: BlockHash, keys: Sequence[bytes]) -> list[bytes | None] | None:
         """One round trip within the budget; None when there is nobody to ask or no answer."""
 
-    def keep_reply(self, root: BlockHash, key: bytes, record: bytes) -> None:
+    def keep_reply(self, root: BlockHash, key: bytes, record: bytes, salted_of: BlockHash | None = None) -> None:
+        """Does not wait."""
+
+    def forget_replies(self, root: BlockHash, *, and_salts: bool = False) -> None:
         """Does not wait."""
 
 
@@ -63,7 +63,8 @@ class Said:
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """A prompt and its reply. key: stands for all of it. chain: the hashes of `known.ids`. num_spliced: replies in it
-    whose ids are those that were generated."""
+    whose ids are those that were generated. salted_of: as in `Opening`.
+    """
 
     turns: tuple[Turn, ...]
     schemas: list[dict[str, Any]]
@@ -71,6 +72,7 @@ class Transcript:
     chain: HashChain
     key: TurnKey
     num_spliced: int
+    salted_of: BlockHash | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -84,7 +86,9 @@ class Transcript:
 
 @dataclass(slots=True)
 class Opening:
-    """A prompt whose replies are to be remembered. root: its tenant's. key: stands for its conversation.
+    """A prompt whose replies are to be remembered. key: stands for its conversation.
+
+    root: its tenant's, or that of a salt; then salted_of is its tenant's.
 
     text: as rendered; None where it cannot be taken up again as it is (`Known`). continues: the transcript it took up.
     """
@@ -97,6 +101,7 @@ class Opening:
     chain: HashChain
     num_spliced: int
     continues: Transcript | None = None
+    salted_of: BlockHash | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +134,10 @@ class Replies:
         self._vocab_size = vocab_size
         self._is_lenient = is_lenient
         self._running: dict[TurnKey, list[Said]] = {}
-        self._records: _Bounded[tuple[BlockHash, bytes], array[int]] = _Bounded(
-            RECORD_BYTES, lambda ids: 4 * len(ids) + 300
+        self._records: Bounded[tuple[BlockHash, bytes], _Record] = Bounded(
+            RECORD_BYTES, lambda record: 4 * len(record.ids) + 360
         )
-        self._transcripts: _Bounded[tuple[Any, ...], Transcript] = _Bounded(TRANSCRIPT_BYTES, lambda t: t.num_bytes)
+        self._transcripts: Bounded[tuple[Any, ...], Transcript] = Bounded(TRANSCRIPT_BYTES, lambda t: t.num_bytes)
 
     # -- the next turn --
 
@@ -161,11 +166,17 @@ class Replies:
         """The transcripts under `root`, the latest used first."""
         return (transcript for transcript in self._transcripts.latest() if transcript.chain.root == root)
 
-    async def find(self, root: BlockHash, conversation: Conversation, keys: Sequence[TurnKey]) -> dict[int, Spliced]:
-        """Turn index -> what was said there. keys: `turn_keys` of the conversation."""
+    async def find(
+        self,
+        root: BlockHash,
+        conversation: Conversation,
+        keys: Sequence[TurnKey],
+        salted_of: BlockHash | None = None,
+    ) -> dict[int, Spliced]:
+        """Turn index -> what was said there. keys: `turn_keys` of the conversation. salted_of: as in `Opening`."""
         turns = [at for at, turn in enumerate(conversation.turns) if turn.role == "assistant" and turn.content]
         wanted = [at for at in turns[:MAX_FETCHED_TURNS] if self._local(root, conversation, keys, at) is None]
-        await self._fetch(root, [key for at in wanted for key in (keys[at + 1], _cut_key(keys[at]))])
+        await self._fetch(root, [key for at in wanted for key in (keys[at + 1], _cut_key(keys[at]))], salted_of)
         found = {at: self._local(root, conversation, keys, at) for at in turns}
         return {at: spliced for at, spliced in found.items() if spliced is not None}
 
@@ -174,18 +185,18 @@ class Replies:
         text = conversation.turns[at].content
         whole = self._records.get((root, keys[at + 1]))
         if whole is not None:
-            return self.fitting(whole, text)
+            return self.fitting(whole.ids, text)
         begun = [said.ids for said in self._running.get(keys[at], ())]
         cut = self._records.get((root, _cut_key(keys[at])))
-        fits = [self.fitting(ids, text) for ids in (*begun, *(() if cut is None else (cut,)))]
+        fits = [self.fitting(ids, text) for ids in (*begun, *(() if cut is None else (cut.ids,)))]
         return max((fit for fit in fits if fit is not None), key=lambda fit: fit.num_chars, default=None)
 
-    async def _fetch(self, root: BlockHash, keys: Sequence[bytes]) -> None:
+    async def _fetch(self, root: BlockHash, keys: Sequence[bytes], salted_of: BlockHash | None) -> None:
         records = await self._shelf.fetch_replies(root, keys) if keys else None
         for key, record in zip(keys, records or (), strict=False):
             ids = None if record is None else _unpacked(record)
             if ids and self._control_ids.isdisjoint(ids) and max(ids) < self._vocab_size:
-                self._records.put((root, key), ids)
+                self._records.put((root, key), _Record(ids, salted_of))
 
     def fitting(self, ids: Sequence[int], text: str) -> Spliced | None:
         """As many leading `ids` as say nothing but a beginning of `text`, and no more of them than say it.
@@ -203,10 +214,14 @@ class Replies:
         num_ids, num_chars = fitting(self._decode, ids, text)
         return Spliced(ids[:num_ids], num_chars) if num_ids else None
 
-    def forget(self, root: BlockHash) -> None:
-        """Everything under `root` in this process. O(all). What Redis has of it expires there."""
-        self._records.pop_all(lambda place: place[0] == root)
-        self._transcripts.pop_all(lambda place: place[0] == root)
+    def forget(self, root: BlockHash, *, and_salts: bool = False) -> None:
+        """Everything under `root`, here and on the shelf. O(all).
+
+        and_salts: `root` is a tenant's own; everything under its salts' roots too.
+        """
+        self._records.pop_all(lambda place, kept: place[0] == root or (and_salts and kept.salted_of == root))
+        self._transcripts.pop_all(lambda place, kept: place[0] == root or (and_salts and kept.salted_of == root))
+        self._shelf.forget_replies(root, and_salts=and_salts)
 
     # -- what is being said --
 
@@ -230,16 +245,16 @@ class Replies:
             return
         shown = text.strip() if self._is_lenient else text
         key = turn_key(opening.key, Turn("assistant", shown))
-        self._record(opening.root, key if is_whole else _cut_key(opening.key), fit.ids)
+        self._record(opening, key if is_whole else _cut_key(opening.key), fit.ids)
         if is_whole and is_first and opening.text is not None:
             lost = len(text) - len(text.lstrip()) if self._is_lenient else 0
             self._keep_transcript(opening, key, shown, min(len(shown), max(0, fit.num_chars - lost)), fit.ids)
 
-    def _record(self, root: BlockHash, key: bytes, ids: Sequence[int]) -> None:
+    def _record(self, opening: Opening, key: bytes, ids: Sequence[int]) -> None:
         kept = array("I", ids)
-        self._records.put((root, key), kept)
+        self._records.put((opening.root, key), _Record(kept, opening.salted_of))
         if self._control_ids.isdisjoint(kept):  # from outside such a record would not be believed
-            self._shelf.keep_reply(root, key, _packed(kept))
+            self._shelf.keep_reply(opening.root, key, _packed(kept), opening.salted_of)
 
     def _keep_transcript(
         self, opening: Opening, key: TurnKey, reply: str, num_reply_chars: int, ids: Sequence[int]
@@ -253,43 +268,17 @@ class Replies:
         known = Known(len(turns), opening.text, reply, num_reply_chars, all_ids)
         if opening.continues is not None:
             self._transcripts.pop(_place(opening.root, opening.continues))
-        made = Transcript(turns, opening.conversation.schemas, known, chain, key, opening.num_spliced + 1)
+        num_spliced = opening.num_spliced + 1
+        made = Transcript(turns, opening.conversation.schemas, known, chain, key, num_spliced, opening.salted_of)
         self._transcripts.put(_place(opening.root, made), made)
 
 
-class _Bounded(Generic[Key, Value]):
-    """A mapping of so many bytes at most; the least recently used goes first."""
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The ids of a reply. salted_of: as in `Opening`."""
 
-    def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
-        self._max_bytes = max_bytes
-        self._size = size
-        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
-        self.num_bytes = 0
-
-    def get(self, key: Key) -> Value | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        self._entries.move_to_end(key)
-        return entry[0]
-
-    def put(self, key: Key, value: Value) -> None:
-        self.pop(key)
-        size = self._size(value)
-        self._entries[key] = value, size
-        self.num_bytes += size
-        while self.num_bytes > self._max_bytes:
-            self.num_bytes -= self._entries.popitem(last=False)[1][1]
-
-    def pop_all(self, chosen: Callable[[Key], bool]) -> None:
-        for key in [key for key in self._entries if chosen(key)]:
-            self.pop(key)
-
-    def latest(self) -> Iterator[Value]:
-        return (value for value, _ in reversed(self._entries.values()))
-
-    def pop(self, key: Key) -> None:
-        self.num_bytes -= self._entries.pop(key, (None, 0))[1]
+    ids: "array[int]"
+    salted_of: BlockHash | None
 
 
 def _place(root: BlockHash, transcript: Transcript) -> tuple[Any, ...]:

@@ -84,12 +84,13 @@ class ChatService:
         self._prompter = Prompter(
             parts.tokenizer,
             self._replies,
+            self.root_of,
             block_size=self._config.block_size,
             max_model_len=self.max_model_len,
             stable_first=parts.stable_first,
-            shared_root=shared_root,
-            shared_prompts=parts.shared_prompts,
         )
+        if shared_root is not None:
+            self._prompter.share(shared_root, parts.shared_prompts)
         keeping = parts.index.client.keeping
         local = None if keeping is None else LocalDocuments(keeping)
         self.responses = ResponseStore(self.index.documents or local, parts.secret, max_bytes=parts.max_stored_bytes)
@@ -129,11 +130,11 @@ class ChatService:
         """What `start` would find of the request in the cache, and why no more. Raises as `start` does."""
         self._refuse_if_unable(0)
         asking = replace(request, wants_explanation=True)
-        return await self.cache.explain(asking, await self._prompter.prompt(asking, self.root_of(request)))
+        return await self.cache.explain(asking, await self._prompter.prompt(asking))
 
     async def count(self, request: ChatRequest) -> int:
         """Tokens of the prompt. Raises InvalidRequest, ContextLengthExceeded."""
-        return len((await self._prompter.prompt(request, self.root_of(request))).token_ids)
+        return len((await self._prompter.prompt(request)).token_ids)
 
     async def truncated(self, request: ChatRequest, room: int) -> tuple[ChatRequest, int]:
         """The request without so many of its oldest messages that it leaves `room` tokens for a reply, and how many.
@@ -149,15 +150,13 @@ class ChatService:
 
         return await truncated(request, fits, step=self.max_model_len)
 
-    def root_of(self, request: ChatRequest) -> BlockHash:
-        """What all that this request computes hangs from."""
-        key = tenant_key(self._parts.secret, request.tenant.id, request.cache_salt)
-        return root_hash(self._parts.root_fields, key)
+    def root_of(self, tenant_id: str, salt: str | None) -> BlockHash:
+        """What all that a tenant computes with this salt, or without one, hangs from. Any thread."""
+        return root_hash(self._parts.root_fields, tenant_key(self._parts.secret, tenant_id, salt))
 
     async def _start(self, request: ChatRequest, *, is_open: bool) -> Generation:
         self._refuse_if_unable(request.n)
-        root = self.root_of(request)
-        prompted = await self._prompter.prompt(request, root, is_open=is_open)
+        prompted = await self._prompter.prompt(request, is_open=is_open)
         if request.wants_explanation:
             explanation = await self.cache.explain(request, prompted)
             prompted = replace(prompted, report=replace(prompted.report, explanation=explanation))
@@ -174,7 +173,7 @@ class ChatService:
     async def _compare(self, prompted: Prompted, earlier: ChatRequest) -> Comparison | None:
         """None where the earlier request cannot be rendered any more: it does not fit the model of now."""
         try:
-            return await self.cache.compare(prompted, await self._prompter.prompt(earlier, self.root_of(earlier)))
+            return await self.cache.compare(prompted, await self._prompter.prompt(earlier))
         except InvalidRequest:
             return None
 
@@ -264,8 +263,9 @@ class ChatService:
         if self._disk is not None:
             self._disk.removed(result.removed)
             for output in result.outputs:
-                for root, hashes, _ in output.stored:
-                    self._disk.offer(root, hashes)
+                for root, hashes, owner in output.stored:
+                    tenant = root if owner is None else self.root_of(owner, None)
+                    self._disk.offer(root, hashes, tenant)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._dispatch, result)
 

@@ -7,6 +7,8 @@ are kept there at all. `docs/redis-trie.md` draws the record and works an exampl
 
     kv:{<namespace>}:n:<block hash>   STRING  a run of blocks and its holders; expires
     kv:{<namespace>}:r:<turn key>     STRING  the ids of one reply (`sessions/replies.py`); expires
+    kv:{<namespace>}:rs               ZSET    turn key -> end of its record; expires with the last of them
+    kv:{<namespace>}:salts            ZSET    of a tenant's own root: namespaces of its salted ones that have records
     kv:{<fleet>}:live                 ZSET    incarnation -> end of its lease
     kv:{<fleet>}:rep                  HASH    incarnation -> msgpack record of the replica
     kv:{<fleet>}:gen                  STRING  nonce of this data set; a new one means that data was lost
@@ -34,6 +36,7 @@ Incarnation = NewType("Incarnation", bytes)
 
 MAX_RUN_BLOCKS = 256
 KV_POOL_TIER = 0
+FORGET_AT_ONCE = 256
 _FORMAT = b"kvtrie1"
 _REFUSALS = ("OOM ", "READONLY ", "MISCONF ", "NOREPLICAS ", "used memory >", "read only replica")
 """Error codes, and what redis-py leaves of them when it has given the error a class of its own."""
@@ -95,7 +98,7 @@ def refuses_writes(error: Exception) -> bool:
 
 
 class PrefixTrie:
-    """The four scripts over one client. As thread-safe as the client (redis-py's are).
+    """The scripts over one client. As thread-safe as the client (redis-py's are).
 
     Every method raises `redis.exceptions.RedisError`: `InvalidResponse` for a reply that makes no sense.
     """
@@ -107,6 +110,8 @@ class PrefixTrie:
         self._insert = client.register_script(record + _source("insert"))
         self._cut = client.register_script(record + _source("cut"))
         self._beat = client.register_script(_source("beat"))
+        self._keep = client.register_script(_source("keep"))
+        self._forget = client.register_script(_source("forget"))
 
     def lookup(self, namespace: Namespace, chain: Sequence[BlockHash], *, ttl_s: int = 0) -> Match:
         """What is known of `chain`. `ttl_s` > 0 also renews the life of every run on the way (a write)."""
@@ -146,13 +151,28 @@ class PrefixTrie:
         return records
 
     def keep_reply(self, namespace: Namespace, key: bytes, record: bytes, ttl_s: int) -> None:
-        self._client.set(_reply(namespace, key), record, ex=ttl_s)
+        self._keep(keys=[_slot(namespace)], args=["rs", key, ttl_s, record])
+
+    def note_salt(self, tenant: Namespace, salted: Namespace, ttl_s: int) -> None:
+        """There are records in `salted`, which is a salt's of the tenant whose own namespace is `tenant`."""
+        self._keep(keys=[_slot(tenant)], args=["salts", salted, ttl_s, ""])
+
+    def salts(self, tenant: Namespace) -> list[Namespace]:
+        """The namespaces of a tenant's salts that have records, or had some."""
+        members: Any = self._client.zrange(f"{_slot(tenant)}salts", 0, -1)
+        if not isinstance(members, list):
+            raise _nonsense("salts", members)
+        return [Namespace(member.decode()) for member in members]
+
+    def forget_replies(self, namespace: Namespace) -> int:
+        """Forget some of the records there. Returns how many are left."""
+        return _count("forget", self._forget(keys=[_slot(namespace)], args=[FORGET_AT_ONCE]))
 
     def beat(self, fleet: Namespace, incarnation: Incarnation, replica: Replica, *, lease_s: float) -> Beat:
         """Renew the lease of `incarnation` in `fleet`."""
         record = msgpack.packb(replica._asdict())
         args: list[EncodableT] = [incarnation, round(lease_s * 1000), record, os.urandom(8)]
-        match self._beat(keys=[f"kv:{{{fleet}}}:"], args=args):
+        match self._beat(keys=[_slot(fleet)], args=args):
             case [bytes(generation), int(joined), int(writable), list(live)]:
                 who = frozenset(_incarnation(member) for member in live)
                 return Beat(generation or None, bool(joined), bool(writable), who)
@@ -176,12 +196,16 @@ def _source(name: str) -> str:
     return resources.files("sessions").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
 
 
+def _slot(namespace: Namespace) -> str:
+    return f"kv:{{{namespace}}}:"
+
+
 def _runs(namespace: Namespace) -> str:
-    return f"kv:{{{namespace}}}:n:"
+    return f"{_slot(namespace)}n:"
 
 
 def _reply(namespace: Namespace, key: bytes) -> bytes:
-    return f"kv:{{{namespace}}}:r:".encode() + key
+    return f"{_slot(namespace)}r:".encode() + key
 
 
 def _joined(chain: Sequence[BlockHash]) -> bytes:

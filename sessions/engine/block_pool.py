@@ -116,6 +116,10 @@ class BlockPool:
         tops = (block for root in roots for block in self._tree.roots.get(root) or ())
         return sum(len(block.token_ids) for block in self._tree.below(tops))
 
+    def is_branch(self, root: BlockHash) -> bool:
+        """Does what is stored under `root` begin after a shared block?"""
+        return any(block.parent is not None for block in self._tree.roots.get(root) or ())
+
     def roots_of(self, owner: str) -> list[BlockHash]:
         """Roots under which this owner has something. O(roots)."""
         return [

@@ -8,6 +8,7 @@ left.
 
 import asyncio
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -63,6 +64,10 @@ class Caller:
         now = time.monotonic()
         if self._breaker.is_ready(now) and self._calls.qsize() < MAX_TOLD:
             self._calls.put(_Call(run, now + within_s, _nobody))
+
+    def afterwards(self, run: Callable[[], object]) -> None:
+        """Run what asks nothing of the server on the thread, when all that was told before is done or given up."""
+        self._calls.put(_Call(run, math.inf, _nobody))
 
     async def ask(self, run: Callable[[], T]) -> T | None:
         """What `run` returns, on the thread; None when it was not asked, did not answer in time, or failed."""

@@ -1,6 +1,6 @@
 """Lookups: asking Redis about a chain, or for records of replies. Hints: an answer that is late is None."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import redis
@@ -57,7 +57,17 @@ class Lookups:
         asked = tuple(keys)
         return await self._caller.ask(lambda: self._trie.replies(namespace_of(root), asked))
 
-    def keep_reply(self, root: BlockHash, key: bytes, record: bytes, ttl_s: int) -> None:
+    def keep_reply(self, root: BlockHash, key: bytes, record: bytes, ttl_s: int, salted_of: BlockHash | None) -> None:
         """Write a record when the server can take it; not at all while it is left alone."""
         namespace = namespace_of(root)
-        self._caller.tell(lambda: self._trie.keep_reply(namespace, key, record, ttl_s), self._settings.lease_s)
+
+        def keep() -> None:
+            if salted_of is not None:  # first: a record that is not known of could not be forgotten
+                self._trie.note_salt(namespace_of(salted_of), namespace, ttl_s)
+            self._trie.keep_reply(namespace, key, record, ttl_s)
+
+        self._caller.tell(keep, self._settings.lease_s)
+
+    def after_keeping(self, run: Callable[[], None]) -> None:
+        """Run `run`, which asks nothing of the server, when what is to be kept so far is written or given up."""
+        self._caller.afterwards(run)

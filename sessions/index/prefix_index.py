@@ -189,10 +189,23 @@ class PrefixIndex:
             return None
         return await self._lookups.replies(root, keys)
 
-    def keep_reply(self, root: BlockHash, key: bytes, record: bytes) -> None:
-        """Event loop; does not wait. Where Redis is away, or is not to hold replies, nothing happens."""
+    def keep_reply(self, root: BlockHash, key: bytes, record: bytes, salted_of: BlockHash | None = None) -> None:
+        """Event loop; does not wait. Where Redis is away, or is not to hold replies, nothing happens.
+
+        salted_of: the tenant's own root, where `root` is that of a salt.
+        """
         if self._reply_ttl_s and self._publisher and self._lookups and self._publisher.is_up:
-            self._lookups.keep_reply(root, key, record, self._reply_ttl_s)
+            self._lookups.keep_reply(root, key, record, self._reply_ttl_s, salted_of)
+
+    def forget_replies(self, root: BlockHash, *, and_salts: bool = False) -> None:
+        """Delete every record under `root`, as soon as Redis can be reached while this process lives. Does not wait.
+
+        and_salts: `root` is a tenant's own; under its salts' roots too. What is said after this stays.
+        """
+        publisher, lookups = self._publisher, self._lookups
+        if publisher is not None and lookups is not None and self._is_started:
+            namespace = namespace_of(root)
+            lookups.after_keeping(lambda: publisher.forget_replies(namespace, and_salts=and_salts))
 
     def stats(self) -> IndexStats:
         if self._publisher is None or self._lookups is None:

@@ -3,13 +3,14 @@
 Owns the writing connection, the lease and the view of the fleet; drains the `Ledger`. One call to Redis per
 turn of its loop, the most urgent first, so that a beat is never late because a resync is long:
 
-    beat (or probe, while the breaker is open)  ▶  fresh claims  ▶  a resync's claims  ▶  cuts
+    beat (or probe, while the breaker is open)  ▶  forgetting  ▶  fresh claims  ▶  a resync's claims  ▶  cuts
 
 A failure loses at most one message and marks the ledger, and the next good beat makes it good with a resync.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 import redis
@@ -58,6 +59,7 @@ class Publisher:
         self._is_greeted = False
         self._beat_at = 0.0
         self._resync_at = 0.0
+        self._forgetting: deque[tuple[Namespace, bool]] = deque()
         self.others: frozenset[Incarnation] = frozenset()
         self.is_writable = True
         self.is_unsupported = False
@@ -81,6 +83,11 @@ class Publisher:
         """The ledger has news."""
         self._wake.set()
 
+    def forget_replies(self, namespace: Namespace, *, and_salts: bool) -> None:
+        """Forget every record there, as soon as the server lets us. Any thread. and_salts: of its salts too."""
+        self._forgetting.append((namespace, and_salts))
+        self._wake.set()
+
     def beat_now(self) -> None:
         """The incarnation changed: others should hear of it."""
         self._beat_at = 0.0
@@ -94,6 +101,8 @@ class Publisher:
             wait_s = self._turn(time.monotonic())
             if wait_s > 0:
                 self._wait(wait_s)
+        while self._forgetting and self.is_up and self.is_writable and self._attempt(self._forget_some):
+            pass
         if self.is_up:
             self._attempt(lambda: self._trie.leave(self._fleet, self._ledger.incarnation))
         self._client.close()
@@ -112,6 +121,9 @@ class Publisher:
             return 0.0
         cut_delay_s = self._settings.cut_delay_s
         if self.is_writable:
+            if self._forgetting:
+                self._attempt(self._forget_some)
+                return 0.0
             if chain := self._ledger.next_chain():
                 self._insert(chain)
                 return 0.0
@@ -185,6 +197,16 @@ class Publisher:
         self._ledger.learn(incarnation, leaves)
         self.num_resyncs += 1
         self._resync_at = now + self._settings.resync_s
+
+    def _forget_some(self) -> None:
+        """One call's worth of the oldest job. Raises; then it is tried again."""
+        namespace, and_salts = self._forgetting[0]
+        if and_salts:
+            salts = self._trie.salts(namespace)
+            self._forgetting.extend((salted, False) for salted in (namespace, *salts))
+        elif self._trie.forget_replies(namespace):
+            return
+        self._forgetting.popleft()
 
     def _insert(self, chain: Chain) -> None:
         namespace, ttl_s = namespace_of(chain.root), self._settings.ttl_s

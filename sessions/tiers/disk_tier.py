@@ -54,9 +54,12 @@ class DiskTier:
         self._writer = writer
         self._restorer = restorer
 
-    def offer(self, root: BlockHash, hashes: Sequence[BlockHash]) -> None:
-        """Engine thread, after a step: these blocks, from the root's first on, are in the pool and shall be on disk."""
-        self._writer.offer(root, hashes)
+    def offer(self, root: BlockHash, hashes: Sequence[BlockHash], tenant: BlockHash) -> None:
+        """Engine thread, after a step: these blocks, from the root's first on, are in the pool and shall be on disk.
+
+        tenant: the root that their tenant has without a salt.
+        """
+        self._writer.offer(root, hashes, tenant)
 
     def removed(self, hashes: Sequence[BlockHash]) -> None:
         """Engine thread, after every step: it took these from the pool."""
@@ -73,7 +76,8 @@ class DiskTier:
     def drop(self, root: BlockHash, first: BlockHash | None = None) -> int:
         """Forget, after the pool did, everything under `root`, or from block `first` on and up to 15 blocks before it.
 
-        Returns blocks. Blocking I/O; raises OSError.
+        Under a tenant's root without a salt is everything of the tenant's, whatever its root. Returns blocks.
+        Blocking I/O; raises OSError.
         """
         return self._store.drop(root, first)
 

@@ -2,7 +2,7 @@
 
     0           magic, 16 bytes
     16          u32 length and u32 crc32 of the header, little-endian like everything here
-    24          header: msgpack map of what `SegmentFormat` and root and parent hash say
+    24          header: msgpack map of what `SegmentFormat` and the segment's `Anchor` say
     entries_at  `capacity` entries:   block hash ‖ crc32 of the payload ‖ token ids, u32 each ‖ crc32 of the entry
     data_at     `capacity` payloads, each from a page on: the block's bytes as `KVCache.read_blocks` gives them
 
@@ -53,10 +53,14 @@ class Entry(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """What a segment hangs on: its path's root, and the block before its first; the root again if there is none."""
+    """What a segment hangs on: its path's root, and the block before its first; the root again if there is none.
+
+    tenant: the root that its tenant has without a salt, so that all of a tenant's is found, whatever its root.
+    """
 
     root: BlockHash
     parent: BlockHash
+    tenant: BlockHash
 
 
 class Contents(NamedTuple):
@@ -95,7 +99,8 @@ class SegmentFormat:
 
     @cached_property
     def entries_at(self) -> int:
-        return len(self.head(Anchor(BlockHash(bytes(DIGEST_BYTES)), BlockHash(bytes(DIGEST_BYTES)))))
+        nothing = BlockHash(bytes(DIGEST_BYTES))
+        return len(self.head(Anchor(nothing, nothing, nothing)))
 
     @cached_property
     def data_at(self) -> int:
@@ -110,6 +115,7 @@ class SegmentFormat:
             "block_bytes": self.block_bytes,
             "root": anchor.root,
             "parent": anchor.parent,
+            "tenant": anchor.tenant,
         }
         packed: bytes = msgpack.packb(header)
         return _PREFIX.pack(MAGIC, len(packed), zlib.crc32(packed)) + packed
@@ -199,7 +205,7 @@ def _check_head(head: bytes, form: SegmentFormat) -> Anchor:
         raise BadSegment("the header misses its checksum")
     try:
         header = msgpack.unpackb(packed)
-        anchor = Anchor(header["root"], header["parent"])
+        anchor = Anchor(header["root"], header["parent"], header["tenant"])
         expected = form.head(anchor)
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise BadSegment("the header cannot be read") from error

@@ -149,8 +149,12 @@ class SegmentIndex:
         return removed[::-1]
 
     def under(self, root: BlockHash) -> list[Segment]:
-        """The first segments of every path under `root`. O(segments)."""
-        return [segment for segment in self._order if segment.anchor.root == root and segment.before is None]
+        """The first segments of every path under `root`, and of all its tenant's if it is a tenant's. O(segments)."""
+        return [
+            segment
+            for segment in self._order
+            if segment.before is None and root in (segment.anchor.root, segment.anchor.tenant)
+        ]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every invariant of this module's docstring holds. O(blocks)."""

@@ -176,7 +176,10 @@ class SegmentStore:
         return payload
 
     def drop(self, root: BlockHash, first: BlockHash | None = None) -> int:
-        """Forget everything under `root`, or from the file of block `first` on. Returns blocks. Raises OSError."""
+        """Forget everything under `root`, or from the file of block `first` on. Returns blocks. Raises OSError.
+
+        Under a tenant's root without a salt is everything of the tenant's, whatever its root.
+        """
         with self._lock:
             self.num_drops += 1
             segment = None if first is None else self._index.segment_of(first)

@@ -68,7 +68,7 @@ class WriteBehind:
         self._find = find
         self._between_steps = between_steps
         self._rows = store.form.buffer(store.form.capacity)
-        self._queue: queue.Queue[tuple[BlockHash, Sequence[BlockHash]] | None] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[tuple[BlockHash, Sequence[BlockHash], BlockHash] | None] = queue.Queue(MAX_QUEUED)
         self._copying: Collection[BlockHash] = ()
         self._is_spoiled = False
         self._closing = threading.Event()
@@ -77,10 +77,10 @@ class WriteBehind:
 
     # -- engine thread --
 
-    def offer(self, root: BlockHash, hashes: Sequence[BlockHash]) -> None:
+    def offer(self, root: BlockHash, hashes: Sequence[BlockHash], tenant: BlockHash) -> None:
         """These blocks, from the first one on, are in the pool: write what of them is not on disk."""
         try:
-            self._queue.put_nowait((root, hashes))
+            self._queue.put_nowait((root, hashes, tenant))
         except queue.Full:
             self.num_paths_dropped += 1
 
@@ -104,15 +104,14 @@ class WriteBehind:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            root, hashes = item
             try:
-                is_written = self._write_path(root, hashes)
+                is_written = self._write_path(*item)
             except OSError as error:
                 is_written = False
                 self._failed(error)
             self.num_paths_dropped += not is_written
 
-    def _write_path(self, root: BlockHash, hashes: Sequence[BlockHash]) -> bool:
+    def _write_path(self, root: BlockHash, hashes: Sequence[BlockHash], tenant: BlockHash) -> bool:
         """False if some of it could not be written. Raises OSError."""
         start = self._store.num_stored(hashes)
         if start:
@@ -122,7 +121,7 @@ class WriteBehind:
             num_drops = self._store.num_drops
             entries = self._copy(hashes[start : start + self._store.room_after(parent)])
             rows = self._rows[: len(entries)]
-            if not entries or not self._store.append(Anchor(root, parent), entries, rows, num_drops):
+            if not entries or not self._store.append(Anchor(root, parent, tenant), entries, rows, num_drops):
                 return False
             start += len(entries)
             self.num_blocks_written += len(entries)

@@ -47,7 +47,7 @@ def write(bench: Bench, request: Request, folder: Path) -> SegmentStore:
         rows = store.form.buffer(1)
         cache.read_blocks([block.id], rows[:, : cache.block_bytes])
         entry = Entry(request.chain.hashes[index], token_bytes(block.token_ids))
-        assert store.append(Anchor(request.root, parent), [entry], rows, store.num_drops)
+        assert store.append(Anchor(request.root, parent, request.root), [entry], rows, store.num_drops)
         parent = request.chain.hashes[index]
     return store
 

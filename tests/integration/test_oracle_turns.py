@@ -53,7 +53,7 @@ class Answered:
 
 
 async def ask(service: ChatService, request: ChatRequest) -> Answered:
-    prompted = await service._prompter.prompt(request, service.root_of(request))
+    prompted = await service._prompter.prompt(request)
     generation = await service.start(request)
     text = "".join([delta.text async for delta in generation])
     generation.close()
@@ -72,7 +72,7 @@ async def test_spliced_turns(service: ChatService, oracle: ColdOracle) -> None:
         greedy = await ask(service, asked)
         assert greedy.spliced == turn and (turn == 0 or greedy.cached > len(greedy.token_ids) // 2)
         greedy.expect_right(oracle)
-        read_back = await service._prompter.prompt(replace(asked, splice=False), service.root_of(asked))
+        read_back = await service._prompter.prompt(replace(asked, splice=False))
         num_drifted += read_back.token_ids != greedy.token_ids
         said = await ask(
             service, replace(asked, params=replace(GREEDY, temperature=1.6, max_tokens=24, seed=turn, ignore_eos=False))
@@ -93,7 +93,7 @@ async def test_explicit_breakpoints(service: ChatService, oracle: ColdOracle) ->
         explicit.expect_right(oracle)
         assert implicit.reply_ids == explicit.reply_ids and implicit.cached > explicit.cached - 1
         if number:
-            prompted = await service._prompter.prompt(asked, service.root_of(asked))
+            prompted = await service._prompter.prompt(asked)
             assert explicit.cached == prompted.breakpoints[0][0]
 
 

@@ -1,6 +1,7 @@
 """Servers as operators run them: a cluster, and an account with the least rights."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ NAMESPACE, FLEET = namespace_of(ROOT), namespace_of(b"model")
 CHAIN = [BlockHash(bytes([i]) * 16) for i in range(10)]
 
 LEAST_RIGHTS = (
-    "+evalsha +script|load +get +getex +set +expire +unlink +time"
-    " +zadd +zrem +zrange +zrangebyscore +hset +hdel +hgetall"
+    "+evalsha +script|load +get +mget +getex +set +expire +unlink +time"
+    " +zadd +zrem +zrange +zrangebyscore +zcard +hset +hdel +hgetall"
 )
 
 
@@ -52,6 +53,12 @@ async def test_each_script_stays_in_the_slot_of_its_key(cluster_node: ValkeyServ
         assert trie.replicas(FLEET) == {}
 
 
+async def eventually_async(ask: Callable[[], Awaitable[object]], expected: object) -> None:
+    async with asyncio.timeout(5):
+        while await ask() != expected:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 async def test_the_least_rights_are_enough() -> None:
     server = ValkeyServer()
     server.start()
@@ -66,6 +73,10 @@ async def test_the_least_rights_are_enough() -> None:
         await eventually(asker.should_ask)
         await eventually(lambda: holder.stats().cuts + holder.stats().published >= 1)
         assert await asker.lookup(ROOT, CHAIN) == Lookup(0, holder.incarnation, 7)
+        holder.keep_reply(ROOT, b"key", b"record", salted_of=CHAIN[0])
+        await eventually_async(lambda: asker.fetch_replies(ROOT, [b"key"]), [b"record"])
+        holder.forget_replies(CHAIN[0], and_salts=True)
+        await eventually_async(lambda: asker.fetch_replies(ROOT, [b"key"]), [None])
     finally:
         for index in (holder, asker):
             index.stop()

@@ -65,8 +65,10 @@ async def prompted(*messages: Message, stable_first: bool = False) -> tuple[Prom
     tokenizer = byte_tokenizer()
     index = PrefixIndex(None, fleet=ROOT, resync_source=lambda: [])
     replies = Replies(tokenizer.decode, tokenizer.control_ids, index, vocab_size=tokenizer.vocab_size)
-    prompter = Prompter(tokenizer, replies, block_size=4, max_model_len=10_000, stable_first=stable_first)
-    result = await prompter.prompt(ask(messages), ROOT)
+    prompter = Prompter(
+        tokenizer, replies, lambda *_: ROOT, block_size=4, max_model_len=10_000, stable_first=stable_first
+    )
+    result = await prompter.prompt(ask(messages))
     chain = HashChain(ROOT, 4)
     chain.extend(result.token_ids)
     assert chain.hashes == result.chain.hashes

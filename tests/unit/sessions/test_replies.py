@@ -31,9 +31,13 @@ class DictShelf:
         self.num_fetches += 1
         return [self.records.get(key) for key in keys]
 
-    def keep_reply(self, root: BlockHash, key: bytes, record: bytes) -> None:
-        assert root == ROOT
+    def keep_reply(self, root: BlockHash, key: bytes, record: bytes, salted_of: BlockHash | None = None) -> None:
+        assert root == ROOT and salted_of is None
         self.records[key] = record
+
+    def forget_replies(self, root: BlockHash, *, and_salts: bool = False) -> None:
+        assert root == ROOT
+        self.records.clear()
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,14 @@ def rows_of(entries: Sequence[Entry], form: SegmentFormat = FORM) -> Payload:
     return rows
 
 
-def store_path(store: SegmentStore, *branches: int, root: BlockHash = ROOT) -> bool:
-    """Append what is missing of the path, as the writer does."""
+def store_path(store: SegmentStore, *branches: int, root: BlockHash = ROOT, tenant: BlockHash | None = None) -> bool:
+    """Append what is missing of the path, as the writer does. tenant: the root's own, if it is another."""
     hashes, entries = path_of(*branches, root=root)
     start = store.num_stored(hashes)
     while start < len(hashes):
         parent = hashes[start - 1] if start else root
         run = entries[start : start + store.room_after(parent)]
-        if not store.append(Anchor(root, parent), run, rows_of(run), store.num_drops):
+        if not store.append(Anchor(root, parent, tenant or root), run, rows_of(run), store.num_drops):
             return False
         start += len(run)
     return True

@@ -12,7 +12,7 @@ from sessions.tiers import segment_file
 from sessions.tiers.segment_file import Anchor, BadSegment, SegmentFormat, append, create, read_blocks, read_contents
 from tests.unit.sessions.tiers.segments import FORM, ROOT, kv_of, path_of, rows_of
 
-ANCHOR = Anchor(ROOT, ROOT)
+ANCHOR = Anchor(ROOT, ROOT, ROOT)
 HASHES, ENTRIES = path_of(1, 2, 3)
 
 
@@ -93,8 +93,8 @@ def test_a_block_without_its_entry_does_not_exist(tmp_path: Path, path: Path) ->
 
 def test_an_entry_of_another_file_is_refused(tmp_path: Path, path: Path) -> None:
     other = tmp_path / "other"
-    create(other, FORM, Anchor(ROOT, HASHES[0]))
-    append(other, FORM, Anchor(ROOT, HASHES[0]), 0, ENTRIES[1:], rows_of(ENTRIES[1:]))
+    create(other, FORM, Anchor(ROOT, HASHES[0], ROOT))
+    append(other, FORM, Anchor(ROOT, HASHES[0], ROOT), 0, ENTRIES[1:], rows_of(ENTRIES[1:]))
     ours, theirs = bytearray(path.read_bytes()), other.read_bytes()
     first = slice(FORM.entries_at, FORM.entries_at + FORM.entry_bytes)
     ours[first] = theirs[first]
@@ -125,7 +125,10 @@ def test_another_versions_file_is_refused(path: Path, monkeypatch: pytest.Monkey
     refuses(path)
 
 
-@pytest.mark.parametrize("anchor", [Anchor(ROOT, HASHES[0]), Anchor(HASHES[0], ROOT), Anchor(HASHES[0], HASHES[0])])
+@pytest.mark.parametrize(
+    "anchor",
+    [Anchor(ROOT, HASHES[0], ROOT), Anchor(HASHES[0], ROOT, HASHES[0]), Anchor(HASHES[0], HASHES[0], HASHES[0])],
+)
 def test_another_paths_file_is_refused(path: Path, anchor: Anchor) -> None:
     with pytest.raises(BadSegment, match="another path"):
         read_blocks(path, FORM, anchor, 0, ENTRIES)

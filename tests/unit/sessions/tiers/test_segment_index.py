@@ -36,7 +36,7 @@ def store(index: SegmentIndex, path: Path) -> None:
         if growing is not None:
             index.extend(growing, run)
         else:
-            assert index.add(Anchor(root, parent), run) is not None
+            assert index.add(Anchor(root, parent, root), run) is not None
         start += len(run)
 
 
@@ -103,10 +103,10 @@ def test_pieces_cover_what_is_stored_from_left_to_right(held: list[Path], asked:
 def test_what_follows_nothing_is_not_added() -> None:
     index = SegmentIndex(CAPACITY)
     first, second = hashes_of((0, 1, 1))
-    assert index.add(Anchor(ROOTS[0], first), [second]) is None
-    assert index.add(Anchor(ROOTS[0], ROOTS[0]), [first]) is not None
-    assert index.add(Anchor(ROOTS[1], first), [second]) is None, "under another root"
-    assert index.add(Anchor(ROOTS[0], ROOTS[0]), [first]) is None, "stored already"
+    assert index.add(Anchor(ROOTS[0], first, ROOTS[0]), [second]) is None
+    assert index.add(Anchor(ROOTS[0], ROOTS[0], ROOTS[0]), [first]) is not None
+    assert index.add(Anchor(ROOTS[1], first, ROOTS[1]), [second]) is None, "under another root"
+    assert index.add(Anchor(ROOTS[0], ROOTS[0], ROOTS[0]), [first]) is None, "stored already"
     assert index.num_blocks == 1
     index.check_integrity()
 
@@ -114,7 +114,7 @@ def test_what_follows_nothing_is_not_added() -> None:
 def test_a_segment_grows_only_at_its_end_and_to_its_capacity() -> None:
     index = SegmentIndex(CAPACITY)
     hashes = hashes_of((0, 1, 1, 1))
-    segment = index.add(Anchor(ROOTS[0], ROOTS[0]), hashes[:2])
+    segment = index.add(Anchor(ROOTS[0], ROOTS[0], ROOTS[0]), hashes[:2])
     assert segment is not None
     assert index.growing(hashes[0]) is None
     assert index.growing(hashes[1]) is segment

@@ -189,6 +189,21 @@ def test_a_root_can_be_dropped(tmp_path: Path) -> None:
     store.check_integrity()
 
 
+def test_under_a_tenant_s_own_root_is_all_of_the_tenant_s_after_a_restart_too(tmp_path: Path) -> None:
+    salted, other = BlockHash(b"s" * 16), BlockHash(b"o" * 16)
+    before = SegmentStore(tmp_path, FORM, PLENTY)
+    store_path(before, 1, 2)
+    store_path(before, *LONG, root=salted, tenant=ROOT)
+    store_path(before, *LONG, root=other)
+    before.close()
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    assert readable(store, *LONG, root=salted) == len(LONG)
+    assert store.drop(ROOT) == 2 + len(LONG)
+    assert readable(store, *LONG, root=salted) == readable(store, 1, 2) == 0
+    assert readable(store, *LONG, root=other) == len(LONG)
+    store.check_integrity()
+
+
 def in_a_process(target: Callable[..., None], *args: object) -> tuple[multiprocessing.process.BaseProcess, Connection]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

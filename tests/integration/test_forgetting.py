@@ -1,0 +1,128 @@
+"""What a tenant drops is gone wherever it was: pool, disk, process and Redis, under each salt, and nobody else's is."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sessions.parts import IndexOptions
+from sessions.service import ChatService
+from sessions.trie import FORGET_AT_ONCE, PrefixTrie, namespace_of
+from sessions.types import ChatRequest, Message, SamplingParams, Tenant
+from tests.fakes import open_fake_service
+from tests.integration.index.index_servers import ValkeyServer, eventually
+
+QUESTION = "What is it, and why, and who was it that told you so long ago?"
+
+
+@pytest.fixture
+def valkey() -> Iterator[ValkeyServer]:
+    server = ValkeyServer()
+    server.start()
+    yield server
+    server.kill()
+
+
+@asynccontextmanager
+async def service(**options: Any) -> AsyncIterator[ChatService]:
+    opened = await open_fake_service(num_blocks=256, **options)
+    opened.engine.scheduler.prefill_rate.observe(10_000, 10_000.0)  # so slow that the disk is always worth it
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def asked(tenant: str, salt: str | None = None, *said: str) -> ChatRequest:
+    contents = (QUESTION, *said)
+    messages = [Message("assistant" if at % 2 else "user", content) for at, content in enumerate(contents)]
+    return ChatRequest(
+        tuple(messages), SamplingParams(temperature=0, max_tokens=6), tenant=Tenant(tenant), cache_salt=salt
+    )
+
+
+async def say(service: ChatService, request: ChatRequest) -> str:
+    generation = await service.start(request)
+    text = "".join([delta.text async for delta in generation])
+    generation.close()
+    return text
+
+
+def records(server: ValkeyServer) -> int:
+    return sum(b":r:" in key for key in server.command("KEYS", "*"))  # type: ignore[union-attr]
+
+
+async def test_dropping_everything_deletes_the_replies_in_redis_of_every_salt(valkey: ValkeyServer) -> None:
+    index = IndexOptions("redis", valkey.url)
+    async with service(index=index) as one:
+        await eventually(lambda: one.index.state == "redis")
+        reply = await say(one, asked("alice"))
+        for tenant, salt in (("alice", "one"), ("alice", "two"), ("bob", None), ("bob", "one")):
+            assert await say(one, asked(tenant, salt)) == reply
+        await eventually(lambda: records(valkey) == 5)
+        await one.cache.drop_all(Tenant("alice"))
+        await eventually(lambda: records(valkey) == 2)
+        for tenant, salt, spliced in (("alice", None, 0), ("alice", "one", 0), ("bob", None, 1), ("bob", "one", 1)):
+            generation = await one.start(asked(tenant, salt, reply, "And?"))
+            assert generation.report.num_spliced == spliced, (tenant, salt)
+            generation.close()
+
+
+async def test_a_fresh_process_forgets_what_an_earlier_one_kept(valkey: ValkeyServer, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"index": IndexOptions("redis", valkey.url), "disk": (tmp_path, 2**24)}
+    async with service(**options) as before:
+        await eventually(lambda: before.index.state == "redis")
+        for tenant, salt in (("alice", None), ("alice", "one"), ("bob", "one")):
+            await say(before, asked(tenant, salt))
+        await eventually(lambda: records(valkey) == 3)
+    async with service(**options) as after:
+        await eventually(lambda: after.index.state == "redis")
+        assert (await after.explain(asked("alice", "one"))).tiers.disk > 0
+        assert await after.cache.drop_all(Tenant("alice")) == 0, "the pool has nothing"
+        await eventually(lambda: records(valkey) == 1)
+        for tenant, salt, is_held in (("alice", None, False), ("alice", "one", False), ("bob", "one", True)):
+            assert ((await after.explain(asked(tenant, salt))).tiers.disk > 0) is is_held
+
+
+async def test_dropping_messages_deletes_the_replies_under_their_root_alone(valkey: ValkeyServer) -> None:
+    async with service(index=IndexOptions("redis", valkey.url)) as one:
+        await eventually(lambda: one.index.state == "redis")
+        for salt in (None, "one", "two"):
+            await say(one, asked("alice", salt))
+        await eventually(lambda: records(valkey) == 3)
+        assert await one.cache.drop(asked("alice", "one")) > 0
+        await eventually(lambda: records(valkey) == 2)
+        holdings, _ = await one.cache.holdings(Tenant("alice"))
+        leaf = next(holding.leaf_hash for holding in holdings if holding.root == one.root_of("alice", None))
+        assert leaf is not None and await one.cache.drop_path(Tenant("alice"), leaf) > 0
+        await eventually(lambda: records(valkey) == 1)
+
+
+async def test_what_is_dropped_while_redis_is_away_is_deleted_when_it_is_back(valkey: ValkeyServer) -> None:
+    async with service(index=IndexOptions("redis", valkey.url)) as one:
+        await eventually(lambda: one.index.state == "redis")
+        await say(one, asked("alice"))
+        await eventually(lambda: records(valkey) == 1)
+        valkey.freeze()
+        await eventually(lambda: one.index.state == "down")
+        await one.cache.drop_all(Tenant("alice"))
+        valkey.thaw()
+        await eventually(lambda: records(valkey) == 0)
+
+
+async def test_a_set_of_records_is_forgotten_a_few_at_a_time_and_ends_with_them(valkey: ValkeyServer) -> None:
+    import redis
+
+    with redis.Redis(port=valkey.port) as client:
+        trie, namespace = PrefixTrie(client), namespace_of(b"root of a tenant")
+        total = 2 * FORGET_AT_ONCE + 3
+        for number in range(total):
+            trie.keep_reply(namespace, b"%d" % number, b"record", ttl_s=60)
+        assert 50 < client.ttl(f"kv:{{{namespace}}}:rs") <= 60  # type: ignore[operator]
+        assert [trie.forget_replies(namespace) for _ in range(3)] == [3 + FORGET_AT_ONCE, 3, 0]
+        assert client.dbsize() == 0
+        trie.keep_reply(namespace, b"long", b"record", ttl_s=600)
+        trie.keep_reply(namespace, b"short", b"record", ttl_s=60)
+        assert 590 < client.ttl(f"kv:{{{namespace}}}:rs") <= 600, "with the last"  # type: ignore[operator]
