@@ -40,7 +40,8 @@ ERRORS = {
     413: "The body is larger than this server accepts (`request_too_large`).",
     429: "Too much is in flight or waiting (`rate_limit_exceeded`).",
     500: "The server's own fault (`engine_failed`, `internal_error`).",
-    503: "The server is shutting down (`shutting_down`) or full (`too_many_connections`).",
+    503: "The server is shutting down (`shutting_down`), full (`too_many_connections`), or cannot reach what is stored "
+    "(`store_unavailable`).",
     504: "The reply took longer than this server allows (`completion_timeout`).",
 }
 """What a client may be told, by status. The codes are those of `proxy/errors.py`."""

@@ -51,14 +51,16 @@ class ContextLoader:
     async def resolved(self, inputs: Sequence[Item | ItemReference], context: Context) -> list[Item]:
         """The inputs with what they refer to in its place."""
         known = {item.id: item for item in context.items}
-        for reference in inputs:
-            if isinstance(reference, ItemReference) and reference.id not in known:
-                response_id = response_of(reference.id)
-                if response_id is None:
-                    raise NotStored("item", reference.id, "input")
-                known |= {item.id: item for item in await self._turn(response_id)}
-                if reference.id not in known:
-                    raise NotStored("item", reference.id, "input")
+        wanted = [item.id for item in inputs if isinstance(item, ItemReference) and item.id not in known]
+        for item_id in wanted:
+            if response_of(item_id) is None:
+                raise NotStored("item", item_id, "input")
+        owners = list(dict.fromkeys(filter(None, map(response_of, wanted))))
+        for response in await self.store.responses(self.tenant, owners, "input"):
+            known |= {item.id: item for item in turn_of(response)}
+        for item_id in wanted:
+            if item_id not in known:
+                raise NotStored("item", item_id, "input")
         return [known[item.id] if isinstance(item, ItemReference) else item for item in inputs]
 
     async def request_of(self, stored: StoredResponse, cache_salt: str | None) -> ChatRequest:
@@ -83,9 +85,6 @@ class ContextLoader:
             return [ITEM_DECODER.decode(item) for item in conversation.items[: stored.num_items]]
         earlier = await self.store.responses(self.tenant, stored.path, param)
         return [item for response in earlier for item in turn_of(response)]
-
-    async def _turn(self, response_id: str) -> list[Item]:
-        return turn_of(await self.store.response(self.tenant, response_id, "input"))
 
 
 def turn_of(stored: StoredResponse) -> list[Item]:

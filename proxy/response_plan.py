@@ -17,7 +17,7 @@ from proxy.response_context import Context, ContextLoader
 from proxy.response_item_schemas import Item
 from proxy.response_items import ItemIds, check_call_ids, messages_of, read_input
 from proxy.response_requests import ResponseContext, ResponseRequest
-from proxy.response_schemas import BODY_DECODER, ComparisonNotFound, Diagnostics, ResponseBody
+from proxy.response_schemas import BODY_DECODER, ComparisonNotFound, Diagnostics, DiagnosticsUnavailable, ResponseBody
 from proxy.response_translate import (
     begun,
     chat_request,
@@ -29,7 +29,7 @@ from proxy.response_translate import (
 )
 from proxy.schemas import ENCODER
 from proxy.settings import Settings
-from sessions.errors import InvalidRequest, ModelNotFound, NotStored
+from sessions.errors import InvalidRequest, ModelNotFound, NotStored, StoreUnavailable
 from sessions.response_store import new_id
 from sessions.service import ChatService
 from sessions.types import ChatRequest, Message, PromptReport, Tenant
@@ -37,10 +37,10 @@ from sessions.types import ChatRequest, Message, PromptReport, Tenant
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The response that a request wants to be compared with. model: its own; None: there is no such response."""
+    """The response that a request wants to be compared with."""
 
-    model: str | None
-    num_dropped: int = 0
+    model: str
+    num_dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class Plan:
     num_dropped: int
     wants_storing: bool
     is_prewarm: bool
-    compared: Compared | None
+    compared: Compared | ComparisonNotFound | DiagnosticsUnavailable | None
 
     def diagnostics(self, report: PromptReport, num_prompt_tokens: int) -> Diagnostics | UnsetType:
         """What `comparison_response_id` asked for."""
         if self.compared is None:
             return UNSET
-        if self.compared.model is None:
-            return ComparisonNotFound()
+        if not isinstance(self.compared, Compared):
+            return self.compared
         if self.compared.model != self.body.model:
             return CacheMiss(
                 cache_missed_tokens=num_prompt_tokens, reason="model_changed", comparison_reusable_tokens=0
@@ -146,13 +146,18 @@ class Planner:
         most = self._service.max_model_len
         return min(wire.max_output_tokens or most // 8, most // 2)
 
-    async def _compared(self, asked: ChatRequest, response_id: str | None) -> tuple[ChatRequest, Compared | None]:
+    async def _compared(
+        self, asked: ChatRequest, response_id: str | None
+    ) -> tuple[ChatRequest, Compared | ComparisonNotFound | DiagnosticsUnavailable | None]:
+        """The request with what it is to be compared with; a comparison that cannot be made costs no answer."""
         if response_id is None:
             return asked, None
         try:
             stored = await self._service.responses.response(self._tenant, response_id)
             earlier = await self._loader.request_of(stored, asked.cache_salt)
         except NotStored:
-            return asked, Compared(None)
+            return asked, ComparisonNotFound()
+        except StoreUnavailable:
+            return asked, DiagnosticsUnavailable()
         model = BODY_DECODER.decode(stored.body).model
         return replace(asked, compared=earlier), Compared(model, stored.num_dropped)

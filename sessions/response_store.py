@@ -12,11 +12,12 @@ read. What bodies and items say is the caller's business: here they are JSON, as
 """
 
 import base64
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Literal
 
 import msgpack
 
@@ -26,8 +27,13 @@ from sessions.hashing import tenant_key
 from sessions.types import Tenant
 
 ID_BYTES: Final = 24
+FETCHED_AT_ONCE: Final = 32
+MAX_FETCHED_BYTES: Final = 64 << 20
+"""Of records that one request has fetched: more is no prompt."""
 MAX_ATTEMPTS: Final = 8
 """To change a conversation that others change at the same time."""
+_ID: Final = re.compile(r"(resp|conv)_[0-9a-f]{48}")
+_PREFIXES: Final = {"response": "resp_", "conversation": "conv_"}
 _FORMAT: Final = 1
 _SHELF_PERSON: Final = b"anaphora/shelf/1"
 
@@ -79,14 +85,22 @@ class ResponseStore:
         return found
 
     async def responses(self, tenant: Tenant, ids: Sequence[str], param: str | None = None) -> list[StoredResponse]:
-        """All of them, in one round trip. Raises NotStored for the first that is not there, StoreUnavailable."""
-        found = await self._fetch(tenant, ids)
-        responses = []
-        for response_id, document in zip(ids, found, strict=True):
-            response = None if document is None else _response(response_id, document.content)
-            if response is None:
-                raise NotStored("response", response_id, param)
-            responses.append(response)
+        """All of them, a few at a time. Raises NotStored for the first that is not there, StoreUnavailable.
+
+        Raises InvalidRequest for what is too large to be a prompt's.
+        """
+        responses: list[StoredResponse] = []
+        num_bytes = 0
+        for start in range(0, len(ids), FETCHED_AT_ONCE):
+            names = ids[start : start + FETCHED_AT_ONCE]
+            for response_id, document in zip(names, await self._fetch(tenant, names), strict=True):
+                response = None if document is None else _response(response_id, document.content)
+                if document is None or response is None:
+                    raise NotStored("response", response_id, param)
+                responses.append(response)
+                num_bytes += len(document.content)
+            if num_bytes > MAX_FETCHED_BYTES:
+                raise InvalidRequest("What came before is too large.", param=param, code="context_length_exceeded")
         return responses
 
     async def keep(self, tenant: Tenant, response: StoredResponse) -> bool:
@@ -154,12 +168,14 @@ class ResponseStore:
         return document.version, conversation
 
     async def _fetch(self, tenant: Tenant, names: Sequence[str]) -> list[Document | None]:
-        if self._documents is None or not names:
+        """Nobody is asked for what cannot be an id of ours."""
+        if self._documents is None or not all(map(_ID.fullmatch, names)):
             return [None] * len(names)
         return await self._documents.fetch(self._shelf(tenant), names)
 
-    async def _delete(self, tenant: Tenant, kind: str, name: str) -> None:
-        if self._documents is None or not await self._documents.delete(self._shelf(tenant), name):
+    async def _delete(self, tenant: Tenant, kind: Literal["response", "conversation"], name: str) -> None:
+        is_ours = name.startswith(_PREFIXES[kind]) and _ID.fullmatch(name)
+        if self._documents is None or not is_ours or not await self._documents.delete(self._shelf(tenant), name):
             raise NotStored(kind, name)
 
     def _packed_conversation(self, conversation: StoredConversation) -> bytes:
