@@ -13,6 +13,7 @@ from litestar.middleware import DefineMiddleware
 from proxy.auth import KeyRing, require_api_key
 from proxy.cache import CacheController
 from proxy.chat import ChatController
+from proxy.completions import CompletionController
 from proxy.conversations import ConversationController
 from proxy.docs_page import DocsController
 from proxy.errors import EXCEPTION_HANDLERS
@@ -66,7 +67,13 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
 def _api_router() -> Router:
     chat = Router(
         "/",
-        route_handlers=[ChatController, ResponseController, ConversationController, CacheController],
+        route_handlers=[
+            ChatController,
+            CompletionController,
+            ResponseController,
+            ConversationController,
+            CacheController,
+        ],
         guards=[admit],
     )
     return Router(

@@ -16,7 +16,7 @@ from proxy.reply import OpenReplies, Reply
 from proxy.scope import RequestScope, request_scope
 from proxy.settings import Settings
 from sessions.service import ChatService
-from sessions.types import ChatRequest
+from sessions.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Replier:
     metrics: Metrics
     open_replies: OpenReplies
 
-    async def open(self, request: BodyRequest, asked: ChatRequest) -> Reply:
+    async def open(self, request: BodyRequest, asked: ChatRequest | CompletionRequest) -> Reply:
         """A reply whose first delta is there, so that a failure before it still has a real HTTP status.
 
         Given back when the HTTP request ends. Raises what `ChatService.start` does, and ClientDisconnected.

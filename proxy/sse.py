@@ -9,6 +9,7 @@ in the middle of a chunk.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 
 from msgspec import UNSET, UnsetType
 
@@ -33,6 +34,17 @@ KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
+class EventWriter(Protocol):
+    """What one kind of answer makes of deltas."""
+
+    def opening(self, n: int) -> bytes:
+        """Events before the first delta of `n` choices, maybe none."""
+
+    def deltas(self, batch: Sequence[Delta]) -> bytes: ...
+
+    def usage(self, usage: CompletionUsage) -> bytes: ...
+
+
 class ChunkWriter:
     """Encodes chunks that share id, time and model. Pure."""
 
@@ -50,7 +62,7 @@ class ChunkWriter:
         self._service_tier = service_tier
         self._report = report
 
-    def roles(self, n: int) -> bytes:
+    def opening(self, n: int) -> bytes:
         """Choices open in order; the first chunk has the report, which is known before the first token is."""
         opening = ChunkDelta(role="assistant", content="")
         first = self._event([ChunkChoice(index=0, delta=opening)], report=self._report)
@@ -105,11 +117,12 @@ def error_event(answer: ErrorAnswer) -> bytes:
 
 
 async def frames(
-    reply: Reply, writer: ChunkWriter, *, n: int, include_usage: bool, request_id: str
+    reply: Reply, writer: EventWriter, *, n: int, include_usage: bool, request_id: str
 ) -> AsyncIterator[bytes]:
     """The body of a streamed answer. Never raises; closes the reply however it ends."""
     try:
-        yield writer.roles(n)
+        if opening := writer.opening(n):
+            yield opening
         async for batch in reply.batches():
             events = writer.deltas(batch)
             if events or not batch:

@@ -8,6 +8,7 @@ import re
 from itertools import accumulate, pairwise
 from typing import Any
 
+from proxy.completion_schemas import CompletionBody
 from proxy.schemas import (
     AssistantMessage,
     ChatCompletionRequest,
@@ -49,12 +50,17 @@ def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, voc
     check_together(wire, max_n)
     return ChatRequest(
         messages=tuple(_message(message, index) for index, message in enumerate(wire.messages)),
-        params=sampling_params(wire, vocab_size),
+        params=sampling_params(
+            wire,
+            vocab_size,
+            max_tokens=_or(wire.max_completion_tokens, wire.max_tokens),
+            num_logprobs=_or(wire.top_logprobs, 0) if wire.logprobs else None,
+        ),
         n=_or(wire.n, 1),
         tenant=tenant,
         cache_salt=wire.cache_salt,
         prediction="" if wire.prediction is None else _text(wire.prediction.content, "prediction"),
-        cache=_cache_options(wire),
+        cache=cache_options(wire),
         wants_explanation=wire.anaphora is not None and wire.anaphora.explain,
         splice=wire.anaphora is None or wire.anaphora.splice,
     )
@@ -75,19 +81,26 @@ def refuse_unsupported(wire: ChatCompletionRequest) -> None:
 
 def check_together(wire: ChatCompletionRequest, max_n: int) -> None:
     """What one field alone cannot say. Raises InvalidRequest."""
-    if wire.stream_options is not None and not wire.stream:
-        raise _invalid("stream_options", "it is only allowed when 'stream' is true")
+    check_common(wire, max_n)
     if wire.top_logprobs is not None and not wire.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value")
-    if wire.n is not None and wire.n > max_n:
-        raise _invalid("n", f"this server allows at most {max_n}")
-    if wire.seed is not None and not -(2**63) <= wire.seed < 2**64:
-        raise _invalid("seed", "it must fit into 64 bits")
     if wire.max_tokens and wire.max_completion_tokens and wire.max_tokens != wire.max_completion_tokens:
         raise _invalid("max_tokens", "it contradicts 'max_completion_tokens'; send one of them")
 
 
-def sampling_params(wire: ChatCompletionRequest, vocab_size: int) -> SamplingParams:
+def check_common(wire: ChatCompletionRequest | CompletionBody, max_n: int) -> None:
+    """The same of what all that generate have. Raises InvalidRequest."""
+    if wire.stream_options is not None and not wire.stream:
+        raise _invalid("stream_options", "it is only allowed when 'stream' is true")
+    if wire.n is not None and wire.n > max_n:
+        raise _invalid("n", f"this server allows at most {max_n}")
+    if wire.seed is not None and not -(2**63) <= wire.seed < 2**64:
+        raise _invalid("seed", "it must fit into 64 bits")
+
+
+def sampling_params(
+    wire: ChatCompletionRequest | CompletionBody, vocab_size: int, *, max_tokens: int | None, num_logprobs: int | None
+) -> SamplingParams:
     """OpenAI's defaults where the request is silent.
 
     Raises InvalidRequest for a `logit_bias` id outside the vocabulary.
@@ -99,12 +112,12 @@ def sampling_params(wire: ChatCompletionRequest, vocab_size: int) -> SamplingPar
         top_k=max(0, _or(wire.top_k, 0)),
         min_p=_or(wire.min_p, 0.0),
         seed=wire.seed,
-        max_tokens=_or(wire.max_completion_tokens, wire.max_tokens),
+        max_tokens=max_tokens,
         stop=stop,
         presence_penalty=_or(wire.presence_penalty, 0.0),
         frequency_penalty=_or(wire.frequency_penalty, 0.0),
         repetition_penalty=_or(wire.repetition_penalty, 1.0),
-        num_logprobs=_or(wire.top_logprobs, 0) if wire.logprobs else None,
+        num_logprobs=num_logprobs,
         logit_bias=_logit_bias(wire.logit_bias or {}, vocab_size),
         ignore_eos=bool(wire.ignore_eos),
     )
@@ -164,7 +177,7 @@ def _parts(content: Content, where: str) -> tuple[Part, ...]:
     )
 
 
-def _cache_options(wire: ChatCompletionRequest) -> CacheOptions:
+def cache_options(wire: ChatCompletionRequest | CompletionBody) -> CacheOptions:
     """`prompt_cache_retention` is the older word for a time to live."""
     options, own = wire.prompt_cache_options, wire.anaphora
     ttl = options.ttl if options is not None else None

@@ -46,15 +46,18 @@ class Detokenizer:
 
     decode: the tokenizer's own, special tokens left out.
     code_point_endings: ids of bytes, one of which makes any beginning of a code point whole.
+    after: ids that stand before the first, and are not emitted.
     """
 
     __slots__ = ("_code_point_endings", "_context", "_context_text", "_decode", "_unsettled")
 
-    def __init__(self, decode: Decode, code_point_endings: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(
+        self, decode: Decode, code_point_endings: Sequence[Sequence[int]] = (), after: Sequence[int] = ()
+    ) -> None:
         self._decode = decode
         self._code_point_endings = code_point_endings
-        self._context: list[int] = []
-        self._context_text = ""
+        self._context: list[int] = list(after)
+        self._context_text = decode(self._context) if after else ""
         self._unsettled: list[int] = []
 
     @property
@@ -184,8 +187,14 @@ class TextStream:
 
     __slots__ = ("_detokenizer", "_stop_checker", "num_settled", "num_shown", "num_tokens_used")
 
-    def __init__(self, decode: Decode, stops: StopStrings, code_point_endings: Sequence[Sequence[int]] = ()) -> None:
-        self._detokenizer = Detokenizer(decode, code_point_endings)
+    def __init__(
+        self,
+        decode: Decode,
+        stops: StopStrings,
+        code_point_endings: Sequence[Sequence[int]] = (),
+        after: Sequence[int] = (),
+    ) -> None:
+        self._detokenizer = Detokenizer(decode, code_point_endings, after)
         self._stop_checker = StopChecker(stops)
         self.num_tokens_used = 0
         self.num_settled = 0

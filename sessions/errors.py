@@ -33,11 +33,13 @@ class ContextLengthExceeded(InvalidRequest):
     is_lower_bound: the prompt was refused before all of it was encoded, and has `num_prompt_tokens` or more.
     """
 
-    def __init__(self, *, num_prompt_tokens: int, max_model_len: int, is_lower_bound: bool = False) -> None:
+    def __init__(
+        self, *, num_prompt_tokens: int, max_model_len: int, is_lower_bound: bool = False, param: str = "messages"
+    ) -> None:
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens. "
-            f"However, your messages resulted in {'at least ' if is_lower_bound else ''}{num_prompt_tokens} tokens.",
-            param="messages",
+            f"However, your {param} resulted in {'at least ' if is_lower_bound else ''}{num_prompt_tokens} tokens.",
+            param=param,
             code="context_length_exceeded",
         )
         self.num_prompt_tokens = num_prompt_tokens

@@ -1,4 +1,4 @@
-"""Generation: the engine outputs of one chat request, as a stream of Delta. Event loop only."""
+"""Generation: the engine outputs of one request, all its prompts and choices, as a stream of Delta. Event loop only."""
 
 import asyncio
 import time
@@ -14,20 +14,52 @@ from sessions.replies import Said
 from sessions.types import Delta, FinishReason, PromptReport, RequestId, TokenLogprob, Usage
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that is said again. num_hidden: leading tokens that are not of its text."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    num_hidden: int = 0
+
+
+@dataclass(slots=True)
+class PromptUse:
+    """A prompt and what was found of it. write_limit: tokens that are kept at most; None is all.
+
+    num_cached, num_restored: of the first choice that ran; the others find all of it in the pool.
+    """
+
+    num_tokens: int
+    write_limit: int | None = None
+    num_cached: int | None = None
+    num_restored: int = 0
+
+    @property
+    def num_written(self) -> int:
+        if self.num_cached is None:
+            return 0
+        kept = self.num_tokens if self.write_limit is None else self.write_limit
+        return max(0, kept - self.num_cached)
+
+
 @dataclass(slots=True)
 class Choice:
     index: int
+    prompt: PromptUse
     stream: TextStream
     said: Said
     logprobs: LogprobStream | None = None
     """None where nobody asked for any."""
+    echo: Echo | None = None
+    """To be said before anything else."""
     is_finished: bool = False
     prediction: tuple[int, int] = (0, 0)
     """Tokens of the request's prediction that were right, and wrong."""
 
 
 class Generation:
-    """The reply to one chat request: an async iterator of Delta over all its choices. Event loop only.
+    """The reply to one request: an async iterator of Delta over all its choices. Event loop only.
 
     Iterating raises EngineFailed if the engine loses the request. `close()` is synchronous and idempotent: it aborts
     what still runs and frees its blocks within a step.
@@ -36,7 +68,6 @@ class Generation:
     def __init__(
         self,
         generation_id: str,
-        num_prompt_tokens: int,
         choices: dict[RequestId, Choice],
         abort: Callable[[RequestId], None],
         forget: Callable[[Sequence[RequestId]], None],
@@ -47,9 +78,6 @@ class Generation:
         self.queue_time_s: float | None = None
         """Arrival to first run by the engine; None before the first token."""
         self.report = report
-        self.write_limit: int | None = None
-        """Prompt tokens that are kept at most; None is all."""
-        self._num_prompt_tokens = num_prompt_tokens
         self._choices = choices
         self._abort = abort
         self._forget = forget
@@ -58,8 +86,6 @@ class Generation:
         self._deltas: deque[Delta] = deque()
         self._ready = asyncio.Event()
         self._error: str | None = None
-        self._num_cached: int | None = None
-        self._num_restored = 0
         self._is_closed = False
 
     def __aiter__(self) -> AsyncIterator[Delta]:
@@ -78,20 +104,18 @@ class Generation:
 
     def usage(self) -> Usage:
         """Final once iteration ended; prompt counts are known from the first delta on."""
-        cached = self._num_cached or 0
-        kept = self._num_prompt_tokens if self.write_limit is None else self.write_limit
-        computed = max(0, kept - cached) if self._num_cached is not None else 0
+        prompts = {id(choice.prompt): choice.prompt for choice in self._choices.values()}.values()
         completion = sum(choice.stream.num_tokens_used for choice in self._choices.values())
         accepted = sum(choice.prediction[0] for choice in self._choices.values())
         rejected = sum(choice.prediction[1] for choice in self._choices.values())
         return Usage(
-            self._num_prompt_tokens,
+            sum(prompt.num_tokens for prompt in prompts),
             completion,
-            cached,
-            computed,
+            sum(prompt.num_cached or 0 for prompt in prompts),
+            sum(prompt.num_written for prompt in prompts),
             accepted,
             rejected,
-            restored_tokens=self._num_restored,
+            restored_tokens=sum(prompt.num_restored for prompt in prompts),
         )
 
     def close(self) -> None:
@@ -114,12 +138,15 @@ class Generation:
             self._error = output.error
             self._ready.set()
             return
-        if self._num_cached is None:
-            # The first choice's prompt; its forks find all of it in the pool.
-            self._num_cached = output.num_cached_tokens
-            self._num_restored = output.num_restored_tokens
-            if output.admitted_at is not None:
-                self.queue_time_s = output.admitted_at - self._arrived_at
+        if choice.prompt.num_cached is None:
+            choice.prompt.num_cached = output.num_cached_tokens
+            choice.prompt.num_restored = output.num_restored_tokens
+        if self.queue_time_s is None and output.admitted_at is not None:
+            self.queue_time_s = output.admitted_at - self._arrived_at
+        if choice.echo is not None:
+            logprobs = _echo_logprobs(choice, choice.echo, output)
+            self._deltas.append(Delta(choice.index, choice.echo.text, logprobs=logprobs))
+            choice.echo = None
         choice.prediction = output.prediction
         self._push(choice, output)
         self._ready.set()
@@ -144,6 +171,13 @@ class Generation:
         logprobs = _logprobs(choice)
         if text or finish_reason or logprobs:
             self._deltas.append(Delta(choice.index, text, finish_reason, logprobs=logprobs))
+
+
+def _echo_logprobs(choice: Choice, echo: Echo, output: RequestOutput) -> tuple[TokenLogprob, ...]:
+    """Of the prompt's own tokens. output: the choice's first."""
+    if choice.logprobs is None:
+        return ()
+    return choice.logprobs.of_prompt(echo.token_ids, output.prompt_scores)[echo.num_hidden :]
 
 
 def _text(choice: Choice, output: RequestOutput) -> str:

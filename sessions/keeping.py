@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sessions.engine.retention import Retention
-from sessions.types import Breakpoint, ChatRequest
+from sessions.types import Breakpoint, CacheOptions
 
 MAX_READ_BREAKPOINTS: Final = 80
 """The latest so many breakpoints are looked for, https://platform.openai.com/docs/guides/prompt-caching"""
@@ -21,11 +21,10 @@ class Keeping:
     write_limit: int | None
 
 
-def keeping_of(request: ChatRequest, breakpoints: Sequence[tuple[int, Breakpoint]]) -> Keeping:
+def keeping_of(asked: CacheOptions, breakpoints: Sequence[tuple[int, Breakpoint]]) -> Keeping:
     """In explicit mode all is read and written at breakpoints: nothing without any."""
-    asked, points = request.cache, breakpoints
-    retentions = tuple((count, Retention(point.ttl_s)) for count, point in points if point.ttl_s is not None)
-    counts = tuple(sorted({count for count, _ in points}))
+    retentions = tuple((count, Retention(point.ttl_s)) for count, point in breakpoints if point.ttl_s is not None)
+    counts = tuple(sorted({count for count, _ in breakpoints}))
     if not asked.is_explicit:
         return Keeping(Retention(asked.ttl_s, asked.priority), retentions, None, None)
     ttl = () if asked.ttl_s is None else tuple((count, Retention(asked.ttl_s)) for count in counts)

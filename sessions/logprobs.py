@@ -6,8 +6,10 @@
 A token that a stop string cuts wholly is not shown, as its text is not; one that begins before the cut is, whole.
 """
 
+import math
 import re
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sessions.engine.request import TokenScore
@@ -26,13 +28,18 @@ class _Waiting:
 
 
 class LogprobStream:
-    """One per choice. Offsets are characters of the choice's text."""
+    """One per choice. Offsets are characters of the choice's text. opens: nothing stands before it."""
 
-    def __init__(self, token_bytes: TokenBytes) -> None:
+    def __init__(self, token_bytes: TokenBytes, *, opens: bool = True) -> None:
         self._token_bytes = token_bytes
         self._waiting: deque[_Waiting] = deque()
         self._num_settled = 0
-        self._is_first = True
+        self._is_first = opens
+
+    def of_prompt(self, token_ids: Sequence[int], scores: Sequence[TokenScore]) -> tuple[TokenLogprob, ...]:
+        """Of all tokens of the prompt before it. scores: of all but the first, which follows nothing."""
+        all_scores = (TokenScore(token_ids[0], math.nan), *scores)
+        return tuple(token_logprob(self._token_bytes, score, opens=at == 0) for at, score in enumerate(all_scores))
 
     def add(self, score: TokenScore, *, num_settled: int, is_settled: bool) -> None:
         """The next token. num_settled: characters that are certain now; is_settled: its own are among them."""

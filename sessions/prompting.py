@@ -25,6 +25,7 @@ from sessions.types import (
     BlockHash,
     Breakpoint,
     ChatRequest,
+    CompletionRequest,
     Message,
     PromptReport,
     SharedPrompt,
@@ -233,6 +234,6 @@ def _is_long(request: ChatRequest, turns: Sequence[Turn]) -> bool:
     return num_characters > LONG_PROMPT_CHARACTERS
 
 
-def scope_of(request: ChatRequest) -> str:
+def scope_of(request: ChatRequest | CompletionRequest) -> str:
     """Whose encodings may be reused: nobody can time what another tenant wrote."""
     return request.tenant.id + "\0" + (request.cache_salt or "")

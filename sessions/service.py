@@ -9,30 +9,44 @@ Everything here runs on the event loop, but `_deliver` and the resync source, wh
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from sessions.admission import Admission
 from sessions.cache_control import CacheControl
-from sessions.detokenizer import StopStrings, TextStream
+from sessions.completing import encode_prompts
 from sessions.documents import LocalDocuments
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.loop import Engine, Runner, StepResult
-from sessions.engine.request import Request, RestoredBlocks
+from sessions.engine.request import RestoredBlocks
 from sessions.engine.scheduler import Scheduler
 from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
-from sessions.generation import Choice, Generation
+from sessions.generation import Choice, Echo, Generation
 from sessions.hashing import HashChain, root_hash, shared_key, tenant_key
 from sessions.index import PrefixIndex, open_index
 from sessions.keeping import keeping_of
-from sessions.logprobs import LogprobStream
 from sessions.parts import ServiceParts
-from sessions.prompting import Prompted, Prompter
+from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies, Said
 from sessions.response_store import ResponseStore
+from sessions.submission import EnginePrompt, choices_of
+from sessions.submission import engine_requests as requests_of
 from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
 from sessions.truncation import truncated
-from sessions.types import BlockHash, ChatRequest, Comparison, Explanation, Readiness, RequestId, Stats, Usage
+from sessions.types import (
+    BlockHash,
+    ChatRequest,
+    Comparison,
+    CompletionRequest,
+    Explanation,
+    PromptReport,
+    Readiness,
+    RequestId,
+    SamplingParams,
+    Stats,
+    TokenId,
+    Usage,
+)
 
 CALL_TIMEOUT_S = 10.0
 """How long the index thread waits for the engine to answer between two steps."""
@@ -111,8 +125,10 @@ class ChatService:
 
     # -- requests --
 
-    async def start(self, request: ChatRequest) -> Generation:
+    async def start(self, request: ChatRequest | CompletionRequest) -> Generation:
         """Accept a request. Raises InvalidRequest, ContextLengthExceeded, Overloaded, Draining, EngineFailed."""
+        if isinstance(request, CompletionRequest):
+            return await self._complete(request)
         return await self._start(request, is_open=True)
 
     async def warm(self, request: ChatRequest) -> Usage:
@@ -166,9 +182,9 @@ class ChatService:
         restored: tuple[RestoredBlocks, ...] = ()
         if not request.cache.is_explicit:
             await self._ask_index(prompted.chain)
-            restored = await self._restore(prompted)
+            restored = await self._restore(prompted.chain, prompted.token_ids)
         self._refuse_if_unable(request.n)
-        return self._submit(request, prompted, restored)
+        return self._submit_chat(request, prompted, restored)
 
     async def _compare(self, prompted: Prompted, earlier: ChatRequest) -> Comparison | None:
         """None where the earlier request cannot be rendered any more: it does not fit the model of now."""
@@ -191,60 +207,76 @@ class ChatService:
             num_elsewhere = await self.index.num_elsewhere(chain, num_local)
             self._num_elsewhere_tokens += num_elsewhere * self._config.block_size
 
-    async def _restore(self, prompted: Prompted) -> tuple[RestoredBlocks, ...]:
+    async def _restore(self, chain: HashChain, token_ids: Sequence[TokenId]) -> tuple[RestoredBlocks, ...]:
         """What only the disk holds of the prompt, where loading beats computing."""
         if self._disk is None:
             return ()
-        num_local = self._pool.num_cached_prefix_blocks(prompted.chain.hashes)
-        return await self._disk.restore(prompted.chain, prompted.token_ids, num_local)
+        num_local = self._pool.num_cached_prefix_blocks(chain.hashes)
+        return await self._disk.restore(chain, token_ids, num_local)
 
-    def _submit(self, request: ChatRequest, prompted: Prompted, restored: tuple[RestoredBlocks, ...]) -> Generation:
-        generation_id = f"chatcmpl-{secrets.token_hex(12)}"
-        seed = request.params.seed if request.params.seed is not None else secrets.randbits(63)
-        room = self.max_model_len - len(prompted.token_ids)
-        max_tokens = room if request.params.max_tokens is None else min(request.params.max_tokens, room)
-        keeping = keeping_of(request, prompted.breakpoints)
-        engine_requests = [
-            Request(
-                id=RequestId(f"{generation_id}/{index}"),
-                token_ids=list(prompted.token_ids),
-                chain=prompted.chain.fork(),
-                params=request.params,
-                max_tokens=max_tokens,
-                eos_token_ids=self._parts.tokenizer.eos_token_ids,
-                seed=_choice_seed(seed, index),
-                prediction=prompted.prediction,
-                restored=restored,
-                owner=request.tenant.id,
-                retention=keeping.retention,
-                retentions=keeping.retentions,
-                read_points=keeping.read_points,
-                write_limit=keeping.write_limit,
-            )
-            for index in range(request.n)
-        ]
-        tokenizer, stops = self._parts.tokenizer, StopStrings(request.params.stop)
+    def _submit_chat(
+        self, request: ChatRequest, prompted: Prompted, restored: tuple[RestoredBlocks, ...]
+    ) -> Generation:
         remembers = not request.cache.is_explicit or bool(prompted.breakpoints)
         said = self._replies.begin(prompted.opening, request.n) if remembers else [Said() for _ in range(request.n)]
-        choices = {
-            engine_request.id: Choice(
-                index,
-                TextStream(tokenizer.decode, stops, tokenizer.code_point_endings),
-                said[index],
-                None if request.params.num_logprobs is None else LogprobStream(tokenizer.token_bytes),
-            )
-            for index, engine_request in enumerate(engine_requests)
-        }
 
         def remember(choice: Choice) -> None:
             if remembers:
                 is_first = choice.index == 0
                 self._replies.end(prompted.opening, choice.said, is_whole=choice.is_finished, is_first=is_first)
 
-        generation = Generation(
-            generation_id, len(prompted.token_ids), choices, self.engine.abort, self._forget, remember, prompted.report
+        keeping = keeping_of(request.cache, prompted.breakpoints)
+        prompt = EnginePrompt(prompted.token_ids, prompted.chain, keeping, prompted.prediction, restored)
+        choices = choices_of(request, [prompt], said, self._parts.tokenizer)
+        return self._submit(f"chatcmpl-{secrets.token_hex(12)}", request, [prompt], choices, remember, prompted.report)
+
+    async def _complete(self, request: CompletionRequest) -> Generation:
+        num_choices = len(request.prompts) * request.n
+        self._refuse_if_unable(num_choices)
+        tokenizer, scope = self._parts.tokenizer, scope_of(request)
+        encoded = await encode_prompts(request, tokenizer, scope=scope, max_model_len=self.max_model_len)
+        prompts = [await self._prepare(request, token_ids, echo) for token_ids, echo in encoded]
+        self._refuse_if_unable(num_choices)
+        choices = choices_of(request, prompts, [Said() for _ in range(num_choices)], tokenizer)
+        return self._submit(f"cmpl-{secrets.token_hex(12)}", request, prompts, choices, lambda _: None, PromptReport())
+
+    async def _prepare(self, request: CompletionRequest, token_ids: list[TokenId], echo: Echo) -> EnginePrompt:
+        """Hash the prompt and look below the pool for it. One that is scored is computed, whoever has it."""
+        chain = HashChain(self.root_of(request.tenant.id, request.cache_salt), self._config.block_size)
+        chain.extend(token_ids)
+        is_scored = request.echo and request.params.num_logprobs is not None
+        restored: tuple[RestoredBlocks, ...] = ()
+        if not request.cache.is_explicit and not is_scored:
+            await self._ask_index(chain)
+            restored = await self._restore(chain, token_ids)
+        return EnginePrompt(
+            token_ids,
+            chain,
+            keeping_of(request.cache, ()),
+            restored=restored,
+            echo=echo if request.echo else None,
+            is_scored=is_scored,
         )
-        generation.write_limit = keeping.write_limit
+
+    def _submit(
+        self,
+        generation_id: str,
+        request: ChatRequest | CompletionRequest,
+        prompts: Sequence[EnginePrompt],
+        choices: Sequence[Choice],
+        remember: Callable[[Choice], None],
+        report: PromptReport,
+    ) -> Generation:
+        engine_requests = requests_of(
+            generation_id,
+            request,
+            prompts,
+            seeds=[_seed(request.params) for _ in prompts],
+            eos_token_ids=self._parts.tokenizer.eos_token_ids,
+            max_model_len=self.max_model_len,
+        )
+        by_id = {asked.id: choice for asked, choice in zip(engine_requests, choices, strict=True)}
+        generation = Generation(generation_id, by_id, self.engine.abort, self._forget, remember, report)
         self._admission.submitted(engine_requests)
         for engine_request in engine_requests:
             self._generations[engine_request.id] = generation
@@ -354,10 +386,9 @@ class ChatService:
         await asyncio.to_thread(self.engine.stop, CALL_TIMEOUT_S)
 
 
-def _choice_seed(seed: int, index: int) -> int:
-    """A choice's own 64-bit signed seed; choice 0 has the caller's."""
-    mixed = (seed + index * 0x9E3779B97F4A7C15) & (2**64 - 1)
-    return mixed - 2**64 if mixed >= 2**63 else mixed
+def _seed(params: SamplingParams) -> int:
+    """The same for every prompt of a request that has one, so that none depends on those beside it."""
+    return secrets.randbits(63) if params.seed is None else params.seed
 
 
 def _wall_clock_s() -> float:

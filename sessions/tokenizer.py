@@ -57,7 +57,7 @@ class Tokenizer:
     """Made by `Tokenizer.load`. Ids are those of the model's own vocabulary.
 
     eos_token_ids: any of these ends a reply. control_ids: only the template writes them. code_point_endings: see
-    `Detokenizer`.
+    `Detokenizer`. prefix_ids: what the model begins every text with (BOS), chat aside, whose template says it.
     digest, template_digest: hex sha256, for the hash root.
     """
 
@@ -68,6 +68,7 @@ class Tokenizer:
         self._encoder = PlainEncoder(backend_json, control_tokens)
         byte_fallback = backend_json["model"].get("byte_fallback", False)
         self.code_point_endings = _code_point_endings(self._backend, byte_fallback=byte_fallback)
+        self.prefix_ids = _prefix_ids(self._backend)
         self.token_bytes = TokenBytes(self._backend, backend_json)
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
         chat_ends = {token.id for text, token in control_tokens.by_text.items() if text in _END_OF_TURN}
@@ -179,6 +180,21 @@ class Tokenizer:
         """Token ids of plain text as it would stand inside a prompt, without control tokens."""
         return list(self._encoder.encode(text, first=False, scope=scope))
 
+    def encode_plain(self, text: str, *, scope: str, max_model_len: int = sys.maxsize) -> list[TokenId]:
+        """A text that is a whole prompt: `prefix_ids`, and the text without control tokens. Raises as `encode` does."""
+        room = max_model_len - len(self.prefix_ids)
+        try:
+            ids = [*self.prefix_ids, *self._encoder.encode(text, first=True, scope=scope, room=room)]
+        except TooManyTokensError as error:
+            ids, num_tokens = [], len(self.prefix_ids) + error.num_tokens
+        else:
+            num_tokens = len(ids)
+        if num_tokens >= max_model_len:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=num_tokens, max_model_len=max_model_len, is_lower_bound=not ids, param="prompt"
+            )
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out. Bytes that are not whole UTF-8 read as U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=True)
@@ -213,6 +229,14 @@ def _control_tokens(backend_json: dict[str, Any]) -> list[ControlToken]:
         for token in backend_json["added_tokens"]
         if is_control(token["content"], special=token["special"])
     ]
+
+
+def _prefix_ids(backend: Backend) -> tuple[TokenId, ...]:
+    """What the backend's own post-processor puts before a text."""
+    plain = backend.encode("a", add_special_tokens=False).ids
+    whole = backend.encode("a", add_special_tokens=True).ids
+    starts = (at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+    return tuple(map(TokenId, whole[: next(starts, 0)]))
 
 
 def _code_point_endings(backend: Backend, *, byte_fallback: bool) -> tuple[tuple[int, ...], ...]:

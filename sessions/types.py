@@ -162,6 +162,23 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """Texts to go on with, as the service takes them: each a text, or its token ids.
+
+    echo: say each prompt again before its completions. takes_control_tokens: ids of control tokens are meant.
+    """
+
+    prompts: tuple[str | tuple[int, ...], ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    n: int = 1
+    tenant: Tenant = field(default_factory=Tenant)
+    cache_salt: str | None = None
+    cache: CacheOptions = CacheOptions()
+    echo: bool = False
+    takes_control_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """Something the canonical order put elsewhere, e.g. `messages[3]` to `messages[0]`."""
 

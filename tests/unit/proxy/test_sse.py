@@ -30,7 +30,7 @@ def events(data: bytes) -> list[dict[str, Any]]:
 
 
 def test_roles_come_once_per_choice_in_order() -> None:
-    chunks = events(WRITER.roles(2))
+    chunks = events(WRITER.opening(2))
     assert [chunk["choices"][0]["index"] for chunk in chunks] == [0, 1]
     assert all(chunk["choices"][0]["delta"] == {"role": "assistant", "content": ""} for chunk in chunks)
 
