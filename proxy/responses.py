@@ -168,6 +168,9 @@ async def _prewarmed(
     request: ResponseBodyRequest, service: ChatService, plan: Plan, answer: Answer, *, is_stream: bool
 ) -> Response[ResponseBody] | Stream:
     usage = await unless_client_leaves(request, service.warm(plan.asked))
+    request_scope(request.scope).fields.update(
+        prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, finish_reason="prewarmed"
+    )
     body = await answer.prewarmed(usage)
     if is_stream:
         return Stream(answer.prewarmed_frames(body), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)

@@ -25,7 +25,7 @@ for at = 6, #ARGV do
     redis.call('ZADD', used, score(now_us), ARGV[at])
   end
 end
-redis.call('ZADD', used, score(now_us), name)
+redis.call('ZADD', used, score(now_us + 1), name) -- the last to go of those it builds on
 redis.call('ZREMRANGEBYSCORE', used, '-inf', score(now_us - ttl_s * 1000000))
 redis.call('EXPIRE', used, ttl_s)
 for _, oldest in ipairs(redis.call('ZRANGE', used, 0, -1 - most)) do

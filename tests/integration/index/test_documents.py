@@ -78,6 +78,14 @@ async def test_past_the_bound_the_least_recently_used_go(make: Make) -> None:
     assert await contents(documents, "other", "a") == [b"o"]
 
 
+async def test_what_builds_on_more_than_the_bound_outlives_it(make: Make) -> None:
+    documents = make(Keeping(most=3))
+    for name in "bcd":
+        await documents.put("s", name, Document.new(name.encode()))
+    await documents.put("s", "a", Document.new(b"a"), renew=["b", "c", "d"])
+    assert (await contents(documents, "s", "a", "b", "c", "d"))[::3] == [b"a", b"d"]
+
+
 async def test_what_is_built_on_lives_on_and_the_rest_expires(make: Make) -> None:
     documents = make(Keeping(ttl_s=1))
     for name in "ab":

@@ -8,12 +8,14 @@ import pytest
 import redis
 from index_servers import ValkeyServer, eventually, free_port
 
+from sessions.documents import Document, Keeping, RedisDocuments
 from sessions.index import Lookup, PrefixIndex
 from sessions.trie import PrefixTrie, Replica, namespace_of, new_incarnation
 from sessions.types import BlockHash
 
 ROOT = BlockHash(b"root of a tenant")
 NAMESPACE, FLEET = namespace_of(ROOT), namespace_of(b"model")
+SHELF = "shelf"
 CHAIN = [BlockHash(bytes([i]) * 16) for i in range(10)]
 
 LEAST_RIGHTS = (
@@ -24,11 +26,11 @@ LEAST_RIGHTS = (
 
 @pytest.fixture
 def cluster_node(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A node that serves the slots of one namespace and one fleet, as if the rest were on other nodes."""
+    """A node that serves the slots of one namespace, one fleet and one shelf, as if the rest were on other nodes."""
     options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--dir", str(tmp_path))
     server = ValkeyServer(*options, "--cluster-port", str(free_port()))
     server.start()
-    for tag in (NAMESPACE, FLEET):
+    for tag in (NAMESPACE, FLEET, SHELF):
         slot = server.command("CLUSTER", "KEYSLOT", f"kv:{{{tag}}}:")
         assert isinstance(slot, int)
         server.command("CLUSTER", "ADDSLOTS", slot)
@@ -82,3 +84,33 @@ async def test_the_least_rights_are_enough() -> None:
             index.stop()
         server.kill()
     assert holder.stats().errors == asker.stats().errors == 0
+
+
+async def test_the_least_rights_are_enough_for_documents() -> None:
+    server = ValkeyServer()
+    server.start()
+    rights = "+evalsha +script|load +mget +getrange +set +expire +del +time +zadd +zrem +zrange +zremrangebyscore"
+    server.command("ACL", "SETUSER", "store", "on", ">pass", "resetkeys", "~doc:*", "nocommands", *rights.split())
+    try:
+        with redis.Redis(port=server.port, username="store", password="pass") as client:
+            use_documents(client)
+    finally:
+        server.kill()
+
+
+async def test_documents_work_in_a_cluster(cluster_node: ValkeyServer) -> None:
+    await eventually(lambda: "cluster_state:ok" in str(cluster_node.command("CLUSTER", "INFO")))
+    with redis.Redis(port=cluster_node.port) as client:
+        use_documents(client)
+
+
+def use_documents(client: redis.Redis) -> None:
+    """Every command, as any deployment must take it."""
+    documents, keeping = RedisDocuments(client), Keeping(most=2)
+    first, second = Document.new(b"1"), Document.new(b"2")
+    assert documents.put(SHELF, "a", first, keeping, b"", [])
+    assert documents.put(SHELF, "a", second, keeping, first.version, [])
+    assert not documents.put(SHELF, "a", first, keeping, first.version, [])
+    assert documents.put(SHELF, "b", first, keeping, b"", ["a"]) and documents.put(SHELF, "c", first, keeping, b"", [])
+    assert documents.fetch(SHELF, ["a", "b", "c"]) == [None, first, first]
+    assert documents.delete(SHELF, "b") and not documents.delete(SHELF, "b")
