@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sessions.detokenizer import TextStream
 from sessions.engine.request import RequestOutput
-from sessions.errors import EngineFailed
+from sessions.errors import SessionError
 from sessions.logprobs import LogprobStream
 from sessions.replies import Said
 from sessions.types import Delta, FinishReason, PromptReport, RequestId, TokenLogprob, Usage
@@ -61,8 +61,8 @@ class Choice:
 class Generation:
     """The reply to one request: an async iterator of Delta over all its choices. Event loop only.
 
-    Iterating raises EngineFailed if the engine loses the request. `close()` is synchronous and idempotent: it aborts
-    what still runs and frees its blocks within a step.
+    Iterating raises what ended a choice without a reply: EngineFailed if the engine lost it. `close()` is synchronous
+    and idempotent: it aborts what still runs and frees its blocks within a step.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Generation:
         self._arrived_at = time.monotonic()
         self._deltas: deque[Delta] = deque()
         self._ready = asyncio.Event()
-        self._error: str | None = None
+        self._error: SessionError | None = None
         self._is_closed = False
 
     def __aiter__(self) -> AsyncIterator[Delta]:
@@ -98,7 +98,7 @@ class Generation:
             while self._deltas:
                 yield self._deltas.popleft()
             if self._error is not None:
-                raise EngineFailed(self._error)
+                raise self._error
             if self._is_closed or all(choice.is_finished for choice in self._choices.values()):
                 return
 

@@ -22,6 +22,7 @@ from sessions.engine.request import RestoredBlocks
 from sessions.engine.scheduler import Scheduler
 from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
 from sessions.generation import Choice, Echo, Generation
+from sessions.grammars import CompiledGrammar, Grammars
 from sessions.hashing import HashChain, root_hash, shared_key, tenant_key
 from sessions.index import PrefixIndex, open_index
 from sessions.keeping import keeping_of
@@ -78,6 +79,7 @@ class ChatService:
         self.max_model_len = min(self._config.max_model_len, self._config.pool_tokens)
         self.bytes_per_token = parts.bytes_per_token
         self.vocab_size = parts.tokenizer.vocab_size
+        self.grammars = Grammars(parts.tokenizer)
         fleet = root_hash(parts.root_fields, tenant_key(parts.secret, "", None))
         self.index: PrefixIndex = open_index(
             parts.index.mode,
@@ -133,7 +135,7 @@ class ChatService:
 
     async def warm(self, request: ChatRequest) -> Usage:
         """Compute and keep what these messages render to, and say nothing. Raises as `start` does."""
-        silent = replace(request, n=1, params=replace(request.params, max_tokens=0))
+        silent = replace(request, n=1, params=replace(request.params, max_tokens=0, grammar=None))
         generation = await self._start(silent, is_open=False)
         try:
             async for _ in generation:
@@ -172,6 +174,8 @@ class ChatService:
 
     async def _start(self, request: ChatRequest, *, is_open: bool) -> Generation:
         self._refuse_if_unable(request.n)
+        grammar = request.params.grammar
+        compiled = None if grammar is None else await self.grammars.compile(grammar)
         prompted = await self._prompter.prompt(request, is_open=is_open)
         if request.wants_explanation:
             explanation = await self.cache.explain(request, prompted)
@@ -184,7 +188,7 @@ class ChatService:
             await self._ask_index(prompted.chain)
             restored = await self._restore(prompted.chain, prompted.token_ids)
         self._refuse_if_unable(request.n)
-        return self._submit_chat(request, prompted, restored)
+        return self._submit_chat(request, prompted, restored, compiled)
 
     async def _compare(self, prompted: Prompted, earlier: ChatRequest) -> Comparison | None:
         """None where the earlier request cannot be rendered any more: it does not fit the model of now."""
@@ -215,7 +219,11 @@ class ChatService:
         return await self._disk.restore(chain, token_ids, num_local)
 
     def _submit_chat(
-        self, request: ChatRequest, prompted: Prompted, restored: tuple[RestoredBlocks, ...]
+        self,
+        request: ChatRequest,
+        prompted: Prompted,
+        restored: tuple[RestoredBlocks, ...],
+        grammar: CompiledGrammar | None,
     ) -> Generation:
         remembers = not request.cache.is_explicit or bool(prompted.breakpoints)
         said = self._replies.begin(prompted.opening, request.n) if remembers else [Said() for _ in range(request.n)]
@@ -226,7 +234,7 @@ class ChatService:
                 self._replies.end(prompted.opening, choice.said, is_whole=choice.is_finished, is_first=is_first)
 
         keeping = keeping_of(request.cache, prompted.breakpoints)
-        prompt = EnginePrompt(prompted.token_ids, prompted.chain, keeping, prompted.prediction, restored)
+        prompt = EnginePrompt(prompted.token_ids, prompted.chain, keeping, prompted.prediction, restored, grammar)
         choices = choices_of(request, [prompt], said, self._parts.tokenizer)
         return self._submit(f"chatcmpl-{secrets.token_hex(12)}", request, [prompt], choices, remember, prompted.report)
 
@@ -380,6 +388,7 @@ class ChatService:
         self._draining = True
         for generation in set(self._generations.values()):
             generation.close()
+        self.grammars.close()
         if self._disk is not None:
             await asyncio.to_thread(self._disk.close, CALL_TIMEOUT_S)
         await asyncio.to_thread(self.index.stop, 1.0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sessions.detokenizer import StopStrings, TextStream
 from sessions.engine.request import Request, RestoredBlocks
 from sessions.generation import Choice, Echo, PromptUse
+from sessions.grammars import CompiledGrammar
 from sessions.hashing import HashChain
 from sessions.keeping import Keeping
 from sessions.logprobs import LogprobStream
@@ -29,6 +30,7 @@ class EnginePrompt:
     keeping: Keeping
     prediction: tuple[TokenId, ...] = ()
     restored: tuple[RestoredBlocks, ...] = ()
+    grammar: CompiledGrammar | None = None
     echo: Echo | None = None
     is_scored: bool = False
 
@@ -59,6 +61,7 @@ def engine_requests(
             retentions=prompt.keeping.retentions,
             read_points=() if prompt.is_scored else prompt.keeping.read_points,
             write_limit=prompt.keeping.write_limit,
+            constraint=None if prompt.grammar is None else prompt.grammar.constraint(),
             wants_prompt_scores=prompt.is_scored,
         )
         for number, prompt in enumerate(prompts)

@@ -195,6 +195,13 @@ class Tokenizer:
             )
         return ids
 
+    def json_with_marked_control_tokens(self) -> str:
+        """Its `tokenizer.json`, in which every control token is special, as not all are by themselves."""
+        backend_json = json.loads(self._backend.to_str())
+        for token in backend_json["added_tokens"]:
+            token["special"] = token["special"] or token["id"] in self.control_ids
+        return json.dumps({**backend_json, "padding": None, "truncation": None}, ensure_ascii=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out. Bytes that are not whole UTF-8 read as U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=True)

@@ -87,10 +87,14 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What a reply must match. source: a JSON Schema, as JSON; or llguidance's dialect of Lark."""
+    """What a reply must match. source: a JSON Schema, an object, as JSON; or llguidance's dialect of Lark.
+
+    param: the request's parameter that it comes from, for refusals.
+    """
 
     kind: Literal["json_schema", "lark"]
     source: str
+    param: str = field(default="response_format", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,18 +93,23 @@ class FakeRunner:
     def _verify(self, entry: Scheduled) -> tuple[int, ...]:
         """One token after the known ones, and one after every draft that was right."""
         known = entry.start + entry.num_tokens
-        drawn = [self._sample(entry.request.block_table, known)]
+        constraint = entry.request.constraint
+        masks = constraint.masks(entry.drafts) if constraint is not None else [None] * (1 + len(entry.drafts))
+        drawn = [self._sample(entry.request.block_table, known, masks[0])]
         while len(drawn) <= len(entry.drafts) and drawn[-1] == entry.drafts[len(drawn) - 1]:
-            drawn.append(self._sample(entry.request.block_table, known + len(drawn)))
+            drawn.append(self._sample(entry.request.block_table, known + len(drawn), masks[len(drawn)]))
         return tuple(drawn)
 
-    def _sample(self, block_table: BlockTable, num_tokens: int) -> int:
+    def _sample(self, block_table: BlockTable, num_tokens: int, mask: bytes | None) -> int:
         seen = []
         for position in range(num_tokens):
             slot = self.slots[self._slot(block_table, position)]
             assert slot is not None and slot[0] == position, f"position {position} holds {slot}"
             seen.append(slot[1])
-        return next_token(seen, self.vocab_size)
+        if mask is None:
+            return next_token(seen, self.vocab_size)
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
+        return int(allowed[next_token(seen, len(allowed))]) if len(allowed) else 0
 
     def _slot(self, block_table: BlockTable, position: int) -> int:
         return block_table[position // self.block_size].id * self.block_size + position % self.block_size

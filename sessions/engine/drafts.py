@@ -4,6 +4,7 @@ At a few rows a step costs what its weights cost to read, so checking three gues
 model: it is what the client said to expect (`prediction`), or what the pool already holds after the same prefix (a
 regenerated answer, an identical question, an agent repeating itself), or else what followed the last three tokens where
 they stood before in this request's own text (prompt lookup, https://github.com/apoorvumang/prompt-lookup-decoding).
+What a grammar forces (`{"name": "`) is no guess and always right: it is computed in one step, like a prompt.
 
     known      .. T T T                the last one not computed yet
     drafts            d0 d1 d2         step computes T d0 d1 d2 and draws a token after each
@@ -18,6 +19,9 @@ from collections.abc import Sequence
 
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.request import Request
+
+MAX_FORCED_TOKENS = 64
+"""Of one step and request."""
 
 MAX_DRAFTING_SEQS = 4
 """More running requests than this fill a step's rows themselves: then drafts cost time."""
@@ -42,10 +46,19 @@ class Drafter:
         self._max_num_draft_tokens = max_num_draft_tokens
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
+        self.num_forced_tokens = 0
 
-    def propose(self, request: Request, limit: int) -> tuple[int, ...]:
-        """Up to `limit` tokens that may follow the request's last."""
-        limit = min(limit, self._max_num_draft_tokens, request.max_tokens - request.num_output_tokens - 1)
+    def propose(self, request: Request, limit: int, *, may_guess: bool = True) -> tuple[int, ...]:
+        """Up to `limit` tokens that may follow the request's last; all certain unless `may_guess`."""
+        limit = min(limit, request.max_tokens - request.num_output_tokens - 1)
+        forced = request.constraint.forced(min(limit, MAX_FORCED_TOKENS)) if request.constraint is not None else ()
+        request.are_drafts_forced = bool(forced)
+        if forced or not may_guess:
+            return forced
+        drafts = self._guess(request, min(limit, self._max_num_draft_tokens))
+        return drafts if request.constraint is None else drafts[: request.constraint.num_legal(drafts)]
+
+    def _guess(self, request: Request, limit: int) -> tuple[int, ...]:
         if limit <= 0:
             return ()
         if request.draft_pause > 0:
@@ -57,6 +70,9 @@ class Drafter:
 
     def observe(self, request: Request, num_drafts: int, num_accepted: int) -> None:
         """A step tried `num_drafts` and kept `num_accepted` of them."""
+        if request.are_drafts_forced:
+            self.num_forced_tokens += num_accepted
+            return
         if not num_drafts:
             return
         self.num_draft_tokens += num_drafts

@@ -17,6 +17,7 @@ import structlog
 from sessions.engine.request import Request, RequestOutput
 from sessions.engine.schedule import Computed, Schedule
 from sessions.engine.scheduler import Scheduler
+from sessions.errors import EngineFailed
 from sessions.types import BlockHash, RequestId
 
 T = TypeVar("T")
@@ -148,7 +149,8 @@ class Engine:
         return result
 
     def _lost(self, requests: list[Request], message: str) -> StepResult:
-        outputs = [RequestOutput(r.id, (), None, r.num_cached_tokens or 0, error=message) for r in requests]
+        error = EngineFailed(message)
+        outputs = [RequestOutput(r.id, (), None, r.num_cached_tokens or 0, error=error) for r in requests]
         return StepResult(outputs, self.scheduler.pool.take_removed())
 
     def _abort(self, request_id: RequestId) -> None:

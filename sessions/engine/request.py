@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sessions.engine.block_table import BlockTable
+from sessions.engine.constraint import Constraint
 from sessions.engine.retention import IMPLICIT, ONE_SHOT, SHARED, Retention
+from sessions.errors import SessionError
 from sessions.hashing import HashChain
 from sessions.types import BlockHash, FinishReason, RequestId, SamplingParams
 
@@ -81,6 +83,8 @@ class Request:
     """Where reuse may end, in tokens, rising; None is anywhere. Empty: nothing is read."""
     write_limit: int | None = None
     """Leading tokens whose KV may be found by others; None is all."""
+    constraint: Constraint | None = None
+    """What the output must match; the request's own."""
     wants_prompt_scores: bool = False
     """Score the prompt too, with as many alternatives as the output; such a request must read nothing."""
     level: int = ONE_SHOT
@@ -97,6 +101,8 @@ class Request:
     """time.monotonic() of the first admission."""
     is_predicted: bool = False
     """Did the drafts under way come from `prediction`?"""
+    are_drafts_forced: bool = False
+    """Did they come from `constraint`?"""
     num_accepted_prediction_tokens: int = 0
     num_rejected_prediction_tokens: int = 0
     draft_pause: int = 0
@@ -156,6 +162,11 @@ class Request:
         index = bisect_right(self.read_points, num_tokens)
         return self.read_points[index - 1] if index else 0
 
+    @property
+    def error(self) -> SessionError | None:
+        """Why it must end without a reply, if it must."""
+        return None if self.constraint is None else self.constraint.error
+
     def append(self, token_id: int) -> None:
         """The next token was drawn."""
         self.token_ids.append(token_id)
@@ -164,6 +175,8 @@ class Request:
             self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
         if self.params.repetition_penalty != 1:
             self.seen_ids[token_id] = None
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
 
     def levels(self) -> Iterator[tuple[int, int]]:
         """(number of leading tokens, level that their blocks shall have at least) of what is computed."""
@@ -175,7 +188,9 @@ class Request:
 
     def finish_reason(self) -> FinishReason | None:
         """Why generation ends after the last appended token, if it does."""
-        if not self.params.ignore_eos and self.token_ids[-1] in self.eos_token_ids:
+        if self.token_ids[-1] in self.eos_token_ids and (self.constraint is not None or not self.params.ignore_eos):
+            return "stop"
+        if self.constraint is not None and self.constraint.is_complete:
             return "stop"
         if self.num_output_tokens >= self.max_tokens:
             return "length"
@@ -194,7 +209,7 @@ class Stored(NamedTuple):
 class RequestOutput:
     """What one step did for one request; the only thing that leaves the engine.
 
-    num_cached_tokens, num_restored_tokens: as in `Request`. error: set when the engine lost the request.
+    num_cached_tokens, num_restored_tokens: as in `Request`. error: why the request ended without a reply.
     prediction: how many tokens of the request's prediction were right, and wrong, so far.
     admitted_at: time.monotonic() when the engine first ran it.
     stored: chains from their first blocks on, when this step made prompt or turn complete (BlockStored).
@@ -208,7 +223,7 @@ class RequestOutput:
     num_cached_tokens: int
     stored: tuple[Stored, ...] = ()
     admitted_at: float | None = None
-    error: str | None = None
+    error: SessionError | None = None
     prediction: tuple[int, int] = (0, 0)
     num_restored_tokens: int = 0
     scores: tuple[TokenScore, ...] = ()

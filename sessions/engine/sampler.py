@@ -2,8 +2,8 @@
 
 A draw uses one uniform number per token, a hash of (seed, position): it depends on neither the batch, nor the step, nor
 what ran before, so a preempted or restarted request draws the same tokens again. Inverse transform sampling over the
-filtered distribution; filters in vLLM's order: penalties (repetition first), bias, temperature, then min-p, top-k,
-top-p on the sorted probabilities.
+filtered distribution; filters in vLLM's order: penalties (repetition first), bias, masks of constraints, temperature,
+then min-p, top-k, top-p on the sorted probabilities.
 """
 
 from collections import Counter
@@ -12,15 +12,18 @@ from hashlib import blake2b
 
 import torch
 
+from sessions.engine.masks import Masks
 from sessions.engine.schedule import Draw
 from sessions.types import SamplingParams
 
 
-def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+def sample(logits: torch.Tensor, draws: Sequence[Draw], masks: Masks | None = None) -> list[int]:
     """logits: [S, vocabulary] of any float dtype, row i for `draws[i]` -> S token ids. `logits` may be changed."""
     logits = logits.float()
     _discourage_repetition(logits, draws)
     _adjust(logits, draws)
+    if masks is not None:
+        _forbid(logits, masks)
     token_ids = logits.argmax(dim=-1)
     drawn = [row for row, draw in enumerate(draws) if draw.request.params.temperature > 0]
     if drawn:
@@ -74,6 +77,18 @@ def _output_counts(draw: Draw) -> dict[int, int]:
     if not draw.drafts or not draw.request.has_penalty:
         return counts
     return dict(Counter(counts) + Counter(draw.drafts))
+
+
+def _forbid(logits: torch.Tensor, masks: Masks) -> None:
+    """-inf where a mask says no: after penalties and bias, which so cannot make a token legal. In place."""
+    packed = torch.tensor(masks.allowed, device=logits.device)
+    places = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    allowed = ((packed[..., None] >> places) & 1).bool().flatten(1)
+    width = min(allowed.shape[1], logits.shape[1])
+    rows = torch.tensor(masks.rows, device=logits.device)
+    forbidden = logits.new_full((len(masks.rows), logits.shape[1]), -torch.inf)
+    forbidden[:, :width] = torch.where(allowed[:, :width], logits[rows, :width], -torch.inf)
+    logits[rows] = forbidden
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:

@@ -123,8 +123,9 @@ class Scheduler:
         """Take the blocks, there are enough; add drafts where they cost nobody anything. Returns tokens used."""
         drafts: tuple[int, ...] = ()
         is_quiet = len(self.running) + len(self.waiting) <= MAX_DRAFTING_SEQS
-        if is_quiet and request.num_computed_tokens + num_tokens == request.num_tokens:
-            drafts = self.drafter.propose(request, budget - num_tokens)
+        if request.num_computed_tokens + num_tokens == request.num_tokens:
+            spare = budget - num_tokens - (0 if is_quiet else len(self.running))  # a token each for all that decode
+            drafts = self.drafter.propose(request, spare, may_guess=is_quiet)
             if self._num_blocks_needed(request, num_tokens + len(drafts)) > self.pool.num_free_blocks:
                 drafts = ()
         num_blocks = self._num_blocks_needed(request, num_tokens + len(drafts))
@@ -243,7 +244,7 @@ class Scheduler:
         token_ids = result.token_ids
         finish_reason: FinishReason | None = "length" if request.max_tokens == 0 else None
         count = 0
-        while count < len(token_ids) and finish_reason is None:
+        while count < len(token_ids) and finish_reason is None and request.error is None:
             request.append(token_ids[count])
             count += 1
             finish_reason = request.finish_reason()
@@ -255,9 +256,10 @@ class Scheduler:
         if prompt_done and request.admitted_at is not None:
             num_computed = request.num_prompt_tokens - (request.num_cached_tokens or 0)
             self.prefill_rate.observe(num_computed, time.monotonic() - request.admitted_at)
-        if prompt_done or finish_reason:
+        has_ended = finish_reason is not None or request.error is not None
+        if prompt_done or has_ended:
             stored = self.holder.stored(request)
-        if finish_reason:
+        if has_ended:
             self._finish(request)
         return RequestOutput(
             request.id,
@@ -266,6 +268,7 @@ class Scheduler:
             request.num_cached_tokens or 0,
             stored,
             request.admitted_at,
+            request.error,
             prediction=(request.num_accepted_prediction_tokens, request.num_rejected_prediction_tokens),
             num_restored_tokens=request.num_restored_tokens,
             scores=result.scores[:count],

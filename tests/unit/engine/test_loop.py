@@ -36,12 +36,12 @@ def request(name: str) -> Request:
 
 
 def test_every_request_is_answered_when_the_engine_gives_up() -> None:
-    answered: dict[str, str | None] = {}
+    answered: dict[str, str] = {}
     all_answered = threading.Event()
     expected = {"first", *(f"during {count + 1}" for count in range(MAX_CONSECUTIVE_FAILURES))}
 
     def deliver(result: StepResult) -> None:
-        answered.update((output.request_id, output.error) for output in result.outputs)
+        answered.update((output.request_id, str(output.error)) for output in result.outputs)
         if answered.keys() >= expected:
             all_answered.set()
 
