@@ -30,8 +30,9 @@ from proxy.schemas import (
 )
 from proxy.scope import request_scope
 from proxy.settings import Settings
+from proxy.tools import whole_calls
 from sessions.service import ChatService
-from sessions.types import TokenLogprob
+from sessions.types import Delta
 
 
 class ChatController(Controller):
@@ -68,7 +69,7 @@ class ChatController(Controller):
             options = data.stream_options
             frames = sse.frames(
                 reply,
-                sse.ChunkWriter(generation.id, created, service.model_id, tier, report),
+                sse.ChunkWriter(generation.id, created, service.model_id, tier, report, may_call=bool(asked.tools)),
                 n=asked.n,
                 include_usage=bool(options and options.include_usage),
                 request_id=held.request_id,
@@ -89,21 +90,31 @@ class ChatController(Controller):
 
 async def _collect(reply: Reply, n: int, *, has_logprobs: bool) -> list[Choice]:
     """The whole answer. Raises SessionError."""
-    pieces: list[list[str]] = [[] for _ in range(n)]
-    logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
+    deltas: list[list[Delta]] = [[] for _ in range(n)]
     async for batch in reply.batches():
         for delta in batch:
-            pieces[delta.choice].append(delta.text)
-            logprobs[delta.choice] += delta.logprobs
+            deltas[delta.choice].append(delta)
     return [
         Choice(
             index=index,
-            message=AnswerMessage(content="".join(text)),
+            message=_message(of_choice),
             finish_reason=reply.finish_reasons[index],
-            logprobs=ChoiceLogprobs.of(logprobs[index]) if has_logprobs else None,
+            logprobs=ChoiceLogprobs.of([part for delta in of_choice for part in delta.logprobs])
+            if has_logprobs
+            else None,
         )
-        for index, text in enumerate(pieces)
+        for index, of_choice in enumerate(deltas)
     ]
+
+
+def _message(deltas: list[Delta]) -> AnswerMessage:
+    text = "".join(delta.text for delta in deltas)
+    calls = whole_calls(piece for delta in deltas for piece in delta.tool_calls)
+    return AnswerMessage(
+        content=None if calls and not text else text,
+        tool_calls=calls or UNSET,
+        reasoning_content="".join(delta.reasoning for delta in deltas) or UNSET,
+    )
 
 
 def _service_tier(data: ChatCompletionRequest) -> str | UnsetType:

@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from proxy.cache_schemas import CacheExplanation
 from proxy.logprob_schemas import ChoiceLogprobs
+from proxy.tool_schemas import CallPiece, Calls, ToolCallMade, ToolChoiceOption, Tools
 from sessions.types import PromptReport, Usage
 
 # --- request
@@ -97,13 +98,15 @@ class AssistantMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag=
     """An earlier reply. Sent back as it came, it is taken as the tokens that were generated.
 
     content: text, or its parts; null is empty. refusal: in the place of the text, if that is null.
-    tool_calls: the calls it made, as they came. function_call: OpenAI's legacy; refused.
+    tool_calls: the calls it made, as they came. function_call: OpenAI's legacy; refused. reasoning_content: a
+    reasoning model's, as it came; it need not come back.
     """
 
     content: Content | None = None
     refusal: str | None = None
-    tool_calls: Any = None
+    tool_calls: Calls | None = None
     function_call: Any = None
+    reasoning_content: str | None = None
 
 
 class ToolMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="tool"):
@@ -153,6 +156,13 @@ class Prediction(Struct, frozen=True, kw_only=True, tag_field="type", tag="conte
     content: Content
 
 
+TemplateOptions = Annotated[
+    dict[
+        Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}\Z")],
+        Annotated[str, Meta(max_length=256)] | bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)],
+    ],
+    Meta(max_length=16),
+]
 StopSequence = Annotated[str, Meta(min_length=1, max_length=1000)]
 LogitBias = Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
 Metadata = Annotated[
@@ -196,13 +206,14 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     parallel_tool_calls: false for at most one call in a reply.
     prompt_cache_retention: the older word for `prompt_cache_options.ttl`: `24h` keeps the prompt a day.
     prompt_cache_options: what the cache may do with this request.
-    reasoning_effort, verbosity: taken, without effect. service_tier: taken; the answer's is `default`.
+    reasoning_effort, chat_template_kwargs: variables for the model's chat template; those it does not read have no
+    effect. verbosity: taken, without effect. service_tier: taken; the answer's is `default`.
     modalities: only text is. audio, moderation, web_search_options: refused by name.
     repetition_penalty: divides the logits of tokens that the prompt or the answer has.
     functions, function_call: OpenAI's legacy, refused by name: send `tools`.
     logprobs: say how likely each token was. top_logprobs: and of so many likeliest others; needs `logprobs`.
     response_format: what the answer must look like. tools: functions that the model may call.
-    tool_choice: whether, or which.
+    tool_choice: whether, or which, or which of them only.
     """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
@@ -228,15 +239,19 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    tools: Tools | None = None
+    tool_choice: ToolChoiceOption | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
     prediction: Prediction | None = None
     anaphora: AnaphoraOptions | None = None
 
     # Taken, checked, without effect on the answer.
     metadata: Metadata | None = None
-    parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     store: bool | None = None
@@ -251,8 +266,6 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     moderation: Any = None
     prompt_cache_options: PromptCacheOptions | None = None
     response_format: Any = None
-    tool_choice: Any = None
-    tools: list[Any] | None = None
     web_search_options: Any = None
 
 
@@ -307,6 +320,7 @@ class CompletionUsage(Struct, frozen=True, kw_only=True):
                 cached_tokens=usage.cached_tokens, cache_write_tokens=usage.cache_write_tokens
             ),
             completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=usage.reasoning_tokens,
                 accepted_prediction_tokens=usage.accepted_prediction_tokens,
                 rejected_prediction_tokens=usage.rejected_prediction_tokens,
             ),
@@ -346,12 +360,15 @@ class AnaphoraReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class AnswerMessage(Struct, frozen=True, kw_only=True):
     """The reply.
 
-    role: always the assistant. content: its text. refusal: always null.
+    role: always the assistant. content: its text; null where it made calls and said nothing else. refusal: always
+    null. tool_calls: the calls it makes. reasoning_content: what a reasoning model thought before it.
     """
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCallMade] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
 
 class Choice(Struct, frozen=True, kw_only=True):
@@ -388,11 +405,14 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
 class ChunkDelta(Struct, frozen=True, kw_only=True):
     """What a chunk adds to a choice; texts are concatenated.
 
-    role: in the choice's first chunk. content: the next piece of the text.
+    role: in the choice's first chunk. content: the next piece of the text. reasoning_content: of the thoughts before
+    it. tool_calls: pieces of calls.
     """
 
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[CallPiece] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from proxy.schemas import (
     ChunkDelta,
     CompletionUsage,
 )
+from proxy.tools import call_pieces
 from sessions.errors import SessionError
 from sessions.types import Delta
 
@@ -46,7 +47,10 @@ class EventWriter(Protocol):
 
 
 class ChunkWriter:
-    """Encodes chunks that share id, time and model. Pure."""
+    """Encodes chunks that share id, time and model. Pure.
+
+    may_call: contents begin as null, and stay it where nothing but calls follows.
+    """
 
     def __init__(
         self,
@@ -55,29 +59,29 @@ class ChunkWriter:
         model: str,
         service_tier: str | UnsetType = UNSET,
         report: AnaphoraReport | UnsetType = UNSET,
+        *,
+        may_call: bool = False,
     ) -> None:
         self._id = completion_id
         self._created = created
         self._model = model
         self._service_tier = service_tier
         self._report = report
+        self._may_call = may_call
 
     def opening(self, n: int) -> bytes:
         """Choices open in order; the first chunk has the report, which is known before the first token is."""
-        opening = ChunkDelta(role="assistant", content="")
+        opening = ChunkDelta(role="assistant", content=None if self._may_call else "")
         first = self._event([ChunkChoice(index=0, delta=opening)], report=self._report)
         return first + b"".join(self._choice(index, opening) for index in range(1, n))
 
     def deltas(self, batch: Sequence[Delta]) -> bytes:
-        """Content chunks; a finish reason is a chunk of its own, with an empty delta.
-
-        Empty pieces say nothing.
-        """
+        """A chunk for each delta that says something; a finish reason is a chunk of its own, with an empty delta."""
         events = []
         for delta in batch:
-            if delta.text or delta.logprobs:
+            if delta.text or delta.reasoning or delta.tool_calls or delta.logprobs:
                 logprobs = ChoiceLogprobs.of(delta.logprobs) if delta.logprobs else None
-                events.append(self._choice(delta.choice, ChunkDelta(content=delta.text), logprobs=logprobs))
+                events.append(self._choice(delta.choice, _chunk_delta(delta), logprobs=logprobs))
             if delta.finish_reason is not None:
                 events.append(self._choice(delta.choice, ChunkDelta(), delta.finish_reason))
         return b"".join(events)
@@ -110,6 +114,14 @@ class ChunkWriter:
             anaphora=report,
         )
         return b"data: " + ENCODER.encode(chunk) + b"\n\n"
+
+
+def _chunk_delta(delta: Delta) -> ChunkDelta:
+    return ChunkDelta(
+        content=UNSET if not delta.text and (delta.reasoning or delta.tool_calls) else delta.text,
+        reasoning_content=delta.reasoning or UNSET,
+        tool_calls=call_pieces(delta.tool_calls) or UNSET,
+    )
 
 
 def error_event(answer: ErrorAnswer) -> bytes:

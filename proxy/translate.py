@@ -23,6 +23,7 @@ from proxy.schemas import (
     ToolMessage,
     UserMessage,
 )
+from proxy.tools import calls_of, template_options_of, tool_choice_of, tools_of
 from sessions.errors import InvalidRequest
 from sessions.types import Breakpoint, CacheOptions, ChatRequest, Message, Part, SamplingParams, Tenant
 
@@ -31,7 +32,6 @@ _NEVER_BUILT = (
     "function_call",
     "functions",
     "moderation",
-    "tools",
     "web_search_options",
 )
 """Refused whatever their value, unless it is null or an empty list."""
@@ -48,6 +48,7 @@ def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, voc
     """Raises InvalidRequest naming the parameter."""
     refuse_unsupported(wire)
     check_together(wire, max_n)
+    tools = tools_of(wire.tools)
     return ChatRequest(
         messages=tuple(_message(message, index) for index, message in enumerate(wire.messages)),
         params=sampling_params(
@@ -59,6 +60,9 @@ def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, voc
         n=_or(wire.n, 1),
         tenant=tenant,
         cache_salt=wire.cache_salt,
+        tools=tools,
+        tool_choice=tool_choice_of(wire.tool_choice, tools, wire.parallel_tool_calls),
+        template_options=template_options_of(wire.chat_template_kwargs, wire.reasoning_effort),
         prediction="" if wire.prediction is None else _text(wire.prediction.content, "prediction"),
         cache=cache_options(wire),
         wants_explanation=wire.anaphora is not None and wire.anaphora.explain,
@@ -71,8 +75,6 @@ def refuse_unsupported(wire: ChatCompletionRequest) -> None:
     for name in _NEVER_BUILT:
         if getattr(wire, name) not in (None, []):
             raise _unsupported(name)
-    if wire.tool_choice not in (None, "none"):
-        raise _unsupported("tool_choice", "only 'none' is")
     if not _is_text_format(wire.response_format):
         raise _unsupported("response_format", "only the type 'text' is")
     if wire.modalities is not None and "audio" in wire.modalities:
@@ -139,12 +141,16 @@ def _message(wire: ChatMessage, index: int) -> Message:
         case FunctionMessage():
             raise _unsupported(f"{where}.role", "'system', 'developer', 'user', 'assistant' and 'tool' are")
         case AssistantMessage():
-            if wire.tool_calls:
-                raise _unsupported(f"{where}.tool_calls")
             if wire.function_call is not None:
                 raise _unsupported(f"{where}.function_call")
             content = wire.refusal or "" if wire.content is None else _text(wire.content, where)
-            return Message("assistant", content, parts=_parts(wire.content or "", where))
+            return Message(
+                "assistant",
+                content,
+                parts=_parts(wire.content or "", where),
+                tool_calls=calls_of(wire.tool_calls, where),
+                reasoning=wire.reasoning_content or "",
+            )
         case ToolMessage():
             return Message("tool", _text(wire.content, where), wire.tool_call_id, _parts(wire.content, where))
         case UserMessage():

@@ -163,6 +163,8 @@ class ChatRequest:
     """Put the ids that were generated in the place of the replies that come back as text."""
     compared: "ChatRequest | None" = None
     """An earlier request of the same tenant's, to say how this prompt goes with its own."""
+    template_options: tuple[tuple[str, str | bool | int], ...] = ()
+    """Variables for the chat template, by name; those that it does not read have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +327,7 @@ class Usage:
     restored_tokens: those of them that came from disk.
     cache_write_tokens: prompt tokens computed now and kept for later turns.
     accepted_prediction_tokens, rejected_prediction_tokens: tokens of the prediction that were tried as drafts.
+    reasoning_tokens: completion tokens up to the end of the model's reasoning.
     """
 
     prompt_tokens: int
@@ -334,6 +337,7 @@ class Usage:
     accepted_prediction_tokens: int = 0
     rejected_prediction_tokens: int = 0
     restored_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,9 +137,8 @@ def test_a_mark_of_another_shape_is_refused(mark: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "auto"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"function_call": "auto"}, "function_call"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -149,7 +148,10 @@ def test_a_mark_of_another_shape_is_refused(mark: Any) -> None:
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
         ({"moderation": {"policy": "x"}}, "moderation"),
-        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages[1].tool_calls"),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"type": "custom", "id": "c"}]}]},
+            "messages[1].tool_calls[0].type",
+        ),
         ({"messages": [USER, {"role": "assistant", "function_call": {}}]}, "messages[1].function_call"),
         ({"messages": [USER, {"role": "function", "name": "f", "content": "x"}]}, "messages[1].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
@@ -181,6 +183,8 @@ def test_what_is_said_of_the_cache() -> None:
     [
         {"tools": []},
         {"tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"chat_template_kwargs": {}},
         {"response_format": {"type": "text"}},
         {"logprobs": False},
         {"modalities": ["text"]},
@@ -188,7 +192,7 @@ def test_what_is_said_of_the_cache() -> None:
         {"prompt_cache_options": {"mode": "implicit"}},
         {"parallel_tool_calls": False},
         {"metadata": {"k": "v"}, "store": True, "user": "u", "safety_identifier": "s"},
-        {"service_tier": "flex", "verbosity": "low", "reasoning_effort": "none"},
+        {"service_tier": "flex", "verbosity": "low"},
         {"prompt_cache_retention": "in_memory"},
     ],
 )

@@ -1,0 +1,139 @@
+"""The wire's tools, choices and calls into the values of `sessions`, and back. Pure.
+
+What is known and not built (custom tools) is refused by name.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from msgspec import UNSET
+
+from proxy.tool_schemas import (
+    AllowedToolsChoice,
+    CalledFunction,
+    CallPiece,
+    Calls,
+    CustomCall,
+    CustomChoice,
+    CustomTool,
+    FunctionChoice,
+    FunctionPiece,
+    ToolCallMade,
+    ToolChoiceOption,
+    Tools,
+)
+from sessions.errors import InvalidRequest
+from sessions.types import Tool, ToolCall, ToolCallPiece, ToolChoice
+
+_RESERVED: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+TemplateValue = str | bool | int
+
+
+def tools_of(wire: Tools | None) -> tuple[Tool, ...]:
+    """Raises InvalidRequest for what is no function, and for two of one name."""
+    tools: dict[str, Tool] = {}
+    for index, tool in enumerate(wire or ()):
+        if isinstance(tool, CustomTool):
+            raise _unsupported(f"tools[{index}].type")
+        function = tool.function
+        if function.name in tools:
+            raise _invalid(f"tools[{index}].function.name", f"another tool is called '{function.name}' too")
+        tools[function.name] = Tool(function.name, function.description, function.parameters, bool(function.strict))
+    return tuple(tools.values())
+
+
+def tool_choice_of(
+    wire: ToolChoiceOption | None, tools: Sequence[Tool], parallel_tool_calls: bool | None
+) -> ToolChoice:
+    """Raises InvalidRequest for a choice that the tools do not leave."""
+    is_parallel = parallel_tool_calls is not False
+    match wire:
+        case CustomChoice():
+            raise _unsupported("tool_choice.type")
+        case FunctionChoice():
+            names = _known([wire.function.name], tools, "tool_choice.function.name")
+            return ToolChoice("required", names, is_parallel=False)
+        case AllowedToolsChoice():
+            for index, allowed in enumerate(wire.allowed_tools.tools):
+                if isinstance(allowed, CustomChoice):
+                    raise _unsupported(f"tool_choice.allowed_tools.tools[{index}].type")
+            wanted = [tool.function.name for tool in wire.allowed_tools.tools if isinstance(tool, FunctionChoice)]
+            names = _known(wanted, tools, "tool_choice.allowed_tools")
+            return ToolChoice(wire.allowed_tools.mode, names, is_parallel)
+        case "required":
+            if not tools:
+                raise _invalid("tool_choice", "'required' needs 'tools'")
+            return ToolChoice("required", None, is_parallel)
+        case mode:
+            return ToolChoice(mode or "auto", None, is_parallel) if tools else ToolChoice()
+
+
+def calls_of(wire: Calls | None, where: str) -> tuple[ToolCall, ...]:
+    """Calls that come back with an assistant's message. Raises InvalidRequest for custom ones."""
+    calls = []
+    for index, call in enumerate(wire or ()):
+        if isinstance(call, CustomCall):
+            raise _unsupported(f"{where}.tool_calls[{index}].type")
+        calls.append(ToolCall(call.id, call.function.name, call.function.arguments))
+    return tuple(calls)
+
+
+def template_options_of(
+    wire: dict[str, TemplateValue] | None, reasoning_effort: str | None
+) -> tuple[tuple[str, TemplateValue], ...]:
+    """Raises InvalidRequest for variables that are not the client's to set."""
+    options: dict[str, Any] = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
+    options |= wire or {}
+    taken = _RESERVED & options.keys()
+    if taken:
+        raise _invalid("chat_template_kwargs", f"'{min(taken)}' is not yours to set")
+    return tuple(sorted(options.items()))
+
+
+def call_pieces(pieces: Iterable[ToolCallPiece]) -> list[CallPiece]:
+    """As a stream's deltas have them."""
+    return [
+        CallPiece(
+            index=piece.index,
+            id=UNSET if piece.id is None else piece.id,
+            type=UNSET if piece.id is None else "function",
+            function=FunctionPiece(name=UNSET if piece.name is None else piece.name, arguments=piece.arguments),
+        )
+        for piece in pieces
+    ]
+
+
+def whole_calls(pieces: Iterable[ToolCallPiece]) -> list[ToolCallMade]:
+    """The calls that all the pieces of one choice make."""
+    ids: list[str] = []
+    names: list[str] = []
+    arguments: list[list[str]] = []
+    for piece in pieces:
+        if piece.index == len(ids):
+            ids.append(piece.id or "")
+            names.append(piece.name or "")
+            arguments.append([])
+        arguments[piece.index].append(piece.arguments)
+    return [
+        ToolCallMade(id=call_id, function=CalledFunction(name=name, arguments="".join(parts)))
+        for call_id, name, parts in zip(ids, names, arguments, strict=True)
+    ]
+
+
+def _known(names: Sequence[str], tools: Sequence[Tool], param: str) -> tuple[str, ...]:
+    known = {tool.name for tool in tools}
+    for name in names:
+        if name not in known:
+            raise _invalid(param, f"no tool is called '{name}'")
+    return tuple(sorted(set(names)))
+
+
+def _unsupported(param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{param}' is not supported by this server; only 'function' is.", param=param, code="unsupported_parameter"
+    )
+
+
+def _invalid(param: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid value for '{param}': {reason}.", param=param, code="invalid_value")
