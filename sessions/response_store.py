@@ -28,8 +28,8 @@ from sessions.types import Tenant
 
 ID_BYTES: Final = 24
 FETCHED_AT_ONCE: Final = 32
-MAX_FETCHED_BYTES: Final = 64 << 20
-"""Of records that one request has fetched: more is no prompt."""
+MAX_FETCHED_BYTES: Final = 16 << 20
+"""Of records that one request has fetched, or one record's bound if that is more: what is past it is no prompt."""
 MAX_ATTEMPTS: Final = 8
 """To change a conversation that others change at the same time."""
 _ID: Final = re.compile(r"(resp|conv)_[0-9a-f]{48}")
@@ -99,7 +99,7 @@ class ResponseStore:
                     raise NotStored("response", response_id, param)
                 responses.append(response)
                 num_bytes += len(document.content)
-            if num_bytes > MAX_FETCHED_BYTES:
+            if num_bytes > max(MAX_FETCHED_BYTES, self.max_bytes):
                 raise InvalidRequest("What came before is too large.", param=param, code="context_length_exceeded")
         return responses
 

@@ -63,6 +63,19 @@ async def test_a_long_path_is_fetched_a_few_at_a_time(store: ResponseStore, docu
         await store.responses(ALICE, ids)
 
 
+async def test_more_than_a_prompt_can_be_is_not_fetched(documents: CountingDocuments) -> None:
+    store = ResponseStore(documents, b"s" * 32, max_bytes=2 << 20)
+    kept = [response(body=bytes(1 << 20)) for _ in range(40)]
+    for one in kept:
+        assert await store.keep(ALICE, one)
+    ids = [one.id for one in kept]
+    assert len(await store.responses(ALICE, ids[:15])) == 15
+    with pytest.raises(InvalidRequest) as refused:
+        await store.responses(ALICE, ids, "previous_response_id")
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "previous_response_id")
+    assert documents.asked[-1] == tuple(ids[:32]), "the rest is not asked for"
+
+
 @pytest.mark.parametrize("name", ["", "resp_1", "used", "resp_" + "0" * 47 + "\ud800", "conv_" + "g" * 48, "x" * 10**6])
 async def test_nobody_is_asked_for_what_is_no_id(store: ResponseStore, documents: CountingDocuments, name: str) -> None:
     with pytest.raises(NotStored):
