@@ -60,7 +60,7 @@ class CacheMiss(Struct, frozen=True, kw_only=True, tag_field="type", tag="cache_
     closest earlier prompt, or the one it was to be compared with, has in common with this one.
     """
 
-    reason: Literal["input_changed", "tools_changed", "model_changed", "context_compacted"]
+    reason: Literal["input_changed", "tools_changed", "model_changed", "context_compacted", "reasoning_effort_changed"]
     cache_missed_tokens: int
     comparison_reusable_tokens: int
 

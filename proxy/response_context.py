@@ -11,7 +11,8 @@ from proxy.response_item_schemas import ITEM_DECODER, ITEMS_DECODER, Item
 from proxy.response_items import ItemReference, messages_of, response_of
 from proxy.response_requests import ResponseContext
 from proxy.response_schemas import BODY_DECODER, ResponseBody
-from proxy.response_translate import sessions_tools, with_instructions
+from proxy.response_tools import sessions_tools
+from proxy.response_translate import template_options, with_instructions
 from sessions.errors import NotStored
 from sessions.response_store import ResponseStore, StoredResponse
 from sessions.truncation import leading
@@ -70,7 +71,13 @@ class ContextLoader:
         messages = with_instructions(body.instructions, messages_of([*before, *ITEMS_DECODER.decode(stored.inputs)]))
         num_kept = leading(messages)
         kept = (*messages[:num_kept], *messages[num_kept + stored.num_dropped :])
-        return ChatRequest(messages=kept, tenant=self.tenant, cache_salt=cache_salt, tools=sessions_tools(body.tools))
+        return ChatRequest(
+            messages=kept,
+            tenant=self.tenant,
+            cache_salt=cache_salt,
+            tools=sessions_tools(body.tools),
+            template_options=template_options(body.reasoning),
+        )
 
     async def _after(self, response_id: str, param: str) -> Context:
         stored = await self.store.response(self.tenant, response_id, param)

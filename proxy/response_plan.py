@@ -19,6 +19,7 @@ from proxy.response_items import ItemIds, check_call_ids, messages_of, read_inpu
 from proxy.response_requests import ResponseContext, ResponseRequest
 from proxy.response_schemas import BODY_DECODER, ComparisonNotFound, Diagnostics, DiagnosticsUnavailable, ResponseBody
 from proxy.response_translate import (
+    OtherReason,
     begun,
     chat_request,
     check_context,
@@ -39,7 +40,7 @@ from sessions.types import ChatRequest, Message, PromptReport, Tenant
 class Compared:
     """The response that a request wants to be compared with."""
 
-    model: str
+    body: ResponseBody
     num_dropped: int
 
 
@@ -65,12 +66,17 @@ class Plan:
             return UNSET
         if not isinstance(self.compared, Compared):
             return self.compared
-        if self.compared.model != self.body.model:
+        compared = self.compared
+        if compared.body.model != self.body.model:
             return CacheMiss(
                 cache_missed_tokens=num_prompt_tokens, reason="model_changed", comparison_reusable_tokens=0
             )
-        is_compacted = self.num_dropped != self.compared.num_dropped
-        return diagnostics_of(report.comparison, num_prompt_tokens, is_compacted=is_compacted)
+        other: OtherReason | None = None
+        if compared.body.reasoning.effort != self.body.reasoning.effort:
+            other = "reasoning_effort_changed"
+        elif compared.num_dropped != self.num_dropped:
+            other = "context_compacted"
+        return diagnostics_of(report.comparison, num_prompt_tokens, other)
 
 
 class Planner:
@@ -159,5 +165,4 @@ class Planner:
             return asked, ComparisonNotFound()
         except StoreUnavailable:
             return asked, DiagnosticsUnavailable()
-        model = BODY_DECODER.decode(stored.body).model
-        return replace(asked, compared=earlier), Compared(model, stored.num_dropped)
+        return replace(asked, compared=earlier), Compared(BODY_DECODER.decode(stored.body), stored.num_dropped)

@@ -36,9 +36,9 @@ class ResponseCacheOptions(Struct, frozen=True, kw_only=True):
 
 
 class Reasoning(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Taken and repeated, without effect.
+    """Options of a reasoning model.
 
-    effort, summary, generate_summary, context, mode: OpenAI's.
+    effort: the chat template may read it. summary, generate_summary, context, mode: repeated, without effect.
     """
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -140,7 +140,7 @@ class ResponseContext(Struct, frozen=True, kw_only=True):
     their outputs, reasoning, references to stored items. instructions: a system message before everything; not
     carried over to a next response. previous_response_id: the stored response that this one continues.
     conversation: or the conversation, which also gets the input and the answer. parallel_tool_calls: false for at
-    most one call in a reply. reasoning: taken and repeated, without effect. text: what the text of the answer looks
+    most one call in a reply. reasoning: its effort may be read by the template. text: what the text of the answer looks
     like. tools: functions that the model may call; hosted tools are refused by name. tool_choice: whether, or
     which: `none`, `auto`, `required`, a function, or allowed tools. truncation: `auto` leaves out the oldest
     messages until the prompt fits; `disabled` refuses it. cache_salt: shares no cached prefix with other salts;
@@ -172,7 +172,7 @@ class ResponseRequest(ResponseContext, frozen=True, kw_only=True):
     their outputs, reasoning, references to stored items. instructions: a system message before everything; not
     carried over to a next response. previous_response_id: the stored response that this one continues.
     conversation: or the conversation, which also gets the input and the answer. parallel_tool_calls: false for at
-    most one call in a reply. reasoning: taken and repeated, without effect. text: what the text of the answer looks
+    most one call in a reply. reasoning: its effort may be read by the template. text: what the text of the answer looks
     like. tools: functions that the model may call; hosted tools are refused by name. tool_choice: whether, or
     which: `none`, `auto`, `required`, a function, or allowed tools. truncation: `auto` leaves out the oldest
     messages until the prompt fits; `disabled` refuses it. cache_salt: shares no cached prefix with other salts;

@@ -52,7 +52,7 @@ class ResponseUsage(Struct, frozen=True, kw_only=True):
                 cached_tokens=usage.cached_tokens, cache_write_tokens=usage.cache_write_tokens
             ),
             output_tokens=usage.completion_tokens,
-            output_tokens_details=OutputTokensDetails(),
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=usage.reasoning_tokens),
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         )
 

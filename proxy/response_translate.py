@@ -4,19 +4,15 @@ What is known and not built is refused by name, as for chat completions.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from proxy.body import converted
 from proxy.cache_schemas import CacheHit, CacheMiss
 from proxy.refusals import invalid, unsupported
 from proxy.response_requests import (
-    AllowedTools,
     ConversationReference,
-    FunctionTool,
-    NamedFunction,
     Reasoning,
     ResponseContext,
     ResponseRequest,
@@ -24,7 +20,9 @@ from proxy.response_requests import (
     TextOptions,
 )
 from proxy.response_schemas import AppliedCacheOptions, Diagnostics, DiagnosticsUnavailable, ResponseBody
+from proxy.response_tools import sessions_tools, tool_choice_of, tools_of
 from proxy.schemas import AnaphoraReport
+from proxy.tools import TemplateValue, template_options_of
 from proxy.translate import TTL_S
 from sessions.types import (
     CacheOptions,
@@ -34,9 +32,9 @@ from sessions.types import (
     PromptReport,
     SamplingParams,
     Tenant,
-    Tool,
-    ToolChoice,
 )
+
+OtherReason = Literal["reasoning_effort_changed", "context_compacted"]
 
 _NEVER_BUILT: Final = (
     "access_programs",
@@ -71,6 +69,11 @@ def check_context(wire: ResponseContext) -> None:
         raise invalid("input", "it is needed where there is neither 'previous_response_id' nor 'conversation'")
 
 
+def template_options(reasoning: Reasoning | None) -> tuple[tuple[str, TemplateValue], ...]:
+    """What a reasoning model's template may read."""
+    return template_options_of(None, reasoning.effort if reasoning is not None else None)
+
+
 def with_instructions(instructions: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:
     """Instructions stand first, and are nobody's but this request's: no later one has them."""
     return (Message("system", instructions), *messages) if instructions else tuple(messages)
@@ -79,16 +82,14 @@ def with_instructions(instructions: str | None, messages: Sequence[Message]) -> 
 def chat_request(wire: ResponseRequest, messages: tuple[Message, ...], tenant: Tenant) -> ChatRequest:
     """Raises InvalidRequest naming the parameter."""
     tools, own = tools_of(wire.tools), wire.anaphora
-    tool_choice = tool_choice_of(wire, tools)
-    if tools and tool_choice.mode != "none":
-        raise unsupported("tools")
     return ChatRequest(
         messages=messages,
         params=_sampling_params(wire),
         tenant=tenant,
         cache_salt=wire.cache_salt,
         tools=sessions_tools(tools),
-        tool_choice=tool_choice,
+        tool_choice=tool_choice_of(wire, tools),
+        template_options=template_options(wire.reasoning),
         cache=_cache_options(wire),
         wants_explanation=own is not None and own.explain,
         splice=own is None or own.splice,
@@ -98,63 +99,13 @@ def chat_request(wire: ResponseRequest, messages: tuple[Message, ...], tenant: T
 def context_request(wire: ResponseContext, messages: tuple[Message, ...], tenant: Tenant) -> ChatRequest:
     """For its tokens alone. Raises InvalidRequest naming the parameter."""
     tools = tools_of(wire.tools)
-    return ChatRequest(messages=messages, tenant=tenant, cache_salt=wire.cache_salt, tools=sessions_tools(tools))
-
-
-def tools_of(written: Sequence[dict[str, Any]] | None) -> list[FunctionTool]:
-    """Raises InvalidRequest for a hosted tool, and for two of one name."""
-    tools: dict[str, FunctionTool] = {}
-    for index, tool in enumerate(written or ()):
-        where = f"tools[{index}]"
-        if tool.get("type") != "function":
-            raise unsupported(f"{where}.type", "only 'function' is")
-        read = converted(tool, FunctionTool, where)
-        if read.name in tools:
-            raise invalid(f"{where}.name", f"another tool is called '{read.name}' too")
-        tools[read.name] = FunctionTool(
-            name=read.name, description=read.description, parameters=read.parameters, strict=bool(read.strict)
-        )
-    return list(tools.values())
-
-
-def sessions_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
-    return tuple(Tool(tool.name, tool.description, tool.parameters, bool(tool.strict)) for tool in tools)
-
-
-def tool_choice_of(wire: ResponseContext, tools: Sequence[FunctionTool]) -> ToolChoice:
-    """Raises InvalidRequest for a choice that the tools do not leave."""
-    is_parallel = wire.parallel_tool_calls is not False
-    match wire.tool_choice:
-        case None | "auto" | "none" as mode:
-            return ToolChoice(mode or "auto", None, is_parallel) if tools else ToolChoice()
-        case "required":
-            if not tools:
-                raise invalid("tool_choice", "'required' needs 'tools'")
-            return ToolChoice("required", None, is_parallel)
-        case {"type": "function", "name": str(name)}:
-            return ToolChoice("required", _known([name], tools, "tool_choice.name"), is_parallel=False)
-        case {"type": "allowed_tools"}:
-            allowed = converted(wire.tool_choice, AllowedTools, "tool_choice")
-            names = [_named(tool, f"tool_choice.tools[{index}]") for index, tool in enumerate(allowed.tools)]
-            return ToolChoice(allowed.mode, _known(names, tools, "tool_choice.tools"), is_parallel)
-        case {"type": str()}:
-            raise unsupported("tool_choice.type", "'function' and 'allowed_tools' are")
-        case _:
-            raise invalid("tool_choice", "'none', 'auto', 'required' or an object with a type is expected")
-
-
-def _named(tool: dict[str, Any], where: str) -> str:
-    if tool.get("type") != "function":
-        raise unsupported(f"{where}.type", "only 'function' is")
-    return converted(tool, NamedFunction, where).name
-
-
-def _known(names: Sequence[str], tools: Sequence[FunctionTool], param: str) -> tuple[str, ...]:
-    known = {tool.name for tool in tools}
-    for name in names:
-        if name not in known:
-            raise invalid(param, f"no tool is called '{name[:64]}'")
-    return tuple(sorted(set(names)))
+    return ChatRequest(
+        messages=messages,
+        tenant=tenant,
+        cache_salt=wire.cache_salt,
+        tools=sessions_tools(tools),
+        template_options=template_options(wire.reasoning),
+    )
 
 
 def _sampling_params(wire: ResponseRequest) -> SamplingParams:
@@ -230,16 +181,15 @@ def with_report(body: ResponseBody, report: PromptReport, diagnostics: Diagnosti
     return replace(body, anaphora=AnaphoraReport.of(report), prompt_cache_diagnostics=diagnostics)
 
 
-def diagnostics_of(comparison: Comparison | None, num_prompt_tokens: int, *, is_compacted: bool) -> Diagnostics:
-    """What the comparison says, in OpenAI's words. is_compacted: truncation left out other messages than then."""
+def diagnostics_of(comparison: Comparison | None, num_prompt_tokens: int, other: OtherReason | None) -> Diagnostics:
+    """What the comparison says, in OpenAI's words. other: what differs beside the input and the tools."""
     if comparison is None:
         return DiagnosticsUnavailable()
     if not comparison.parts:
         return CacheHit() if comparison.are_held else DiagnosticsUnavailable()
-    reason: Literal["tools_changed", "context_compacted", "input_changed"] = "input_changed"
-    if not comparison.have_same_tools:
-        reason = "tools_changed"
-    elif is_compacted:
-        reason = "context_compacted"
     shared = comparison.shared_tokens
-    return CacheMiss(cache_missed_tokens=num_prompt_tokens - shared, reason=reason, comparison_reusable_tokens=shared)
+    return CacheMiss(
+        cache_missed_tokens=num_prompt_tokens - shared,
+        reason="tools_changed" if not comparison.have_same_tools else other or "input_changed",
+        comparison_reusable_tokens=shared,
+    )
