@@ -1,6 +1,6 @@
 """The wire of `/v1/cache`, and of what a reply says about the cache. `docs/cache-api.md` has examples."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -65,6 +65,13 @@ class CacheMiss(Struct, frozen=True, kw_only=True, tag_field="type", tag="cache_
     comparison_reusable_tokens: int
 
 
+_REASONS: Final[dict[str, Literal["tools_changed", "model_changed"]]] = {
+    "tools_changed": "tools_changed",
+    "model_changed": "model_changed",
+    "template_changed": "model_changed",
+}
+
+
 class CacheExplanation(Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"kind": "class"}):
     """Why a prompt found no more of itself in the cache.
 
@@ -87,7 +94,7 @@ class CacheExplanation(Struct, frozen=True, kw_only=True, omit_defaults=True, re
     @classmethod
     def of(cls, found: Explanation) -> "CacheExplanation":
         miss = CacheMiss(
-            reason="tools_changed" if found.kind == "tools_changed" else "input_changed",
+            reason=_REASONS.get(found.kind, "input_changed"),
             cache_missed_tokens=found.missed_tokens,
             comparison_reusable_tokens=found.shared_tokens,
         )

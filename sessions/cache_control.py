@@ -23,6 +23,7 @@ from sessions.hashing import HashChain
 from sessions.index import PrefixIndex
 from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies, Transcript
+from sessions.sightings import Sightings
 from sessions.tiers import DiskTier
 from sessions.tokenizer import Tokenizer
 from sessions.types import BlockHash, ChatRequest, Comparison, Divergence, Explanation, Tenant, TokensByTier
@@ -45,23 +46,23 @@ class _InPool:
 
 
 class CacheControl:
-    """Parts are the service's own. root_of: a tenant's id and a salt, or none, give the root."""
+    """Parts are the service's own."""
 
     def __init__(
         self,
-        root_of: Callable[[str, str | None], BlockHash],
         engine: Engine,
         prompter: Prompter,
         replies: Replies,
+        sightings: Sightings,
         index: PrefixIndex,
         disk: DiskTier | None,
         tokenizer: Tokenizer,
     ) -> None:
-        self._root_of = root_of
         self._engine = engine
         self._pool: BlockPool = engine.scheduler.pool
         self._prompter = prompter
         self._replies = replies
+        self._sightings = sightings
         self._index = index
         self._disk = disk
         self._tokenizer = tokenizer
@@ -140,10 +141,11 @@ class CacheControl:
         own = self._unsalted(tenant)
         roots = await self._between_steps(lambda: self._pool.roots_of(tenant.id))
         self._replies.forget(own, and_salts=True)
+        self._sightings.forget(tenant)
         return sum([await self._forget(root, None) for root in {own, *roots}])
 
     def _unsalted(self, tenant: Tenant) -> BlockHash:
-        return self._root_of(tenant.id, None)
+        return self._prompter.root_of(tenant.id, None)
 
     async def _forget(self, root: BlockHash, first: BlockHash | None) -> int:
         """KV alone. On disk whole files go, up to 256 tokens more: better too much than what was to go."""
@@ -171,6 +173,8 @@ class CacheControl:
         if shared <= held:  # pool and disk know prompts of which no transcript is left
             theirs = in_pool.then if held == in_pool.num_held else ()
             shared, then = held, theirs if shared < held else then or theirs
+        declared = chain.num_shared_blocks * size
+        is_news = shared <= declared or shared < LEAST_SHARED_TOKENS
         found = Findings(
             num_tokens=len(token_ids),
             tiers=TokensByTier(in_pool.num_held, held - in_pool.num_held, num_elsewhere * size),
@@ -179,7 +183,8 @@ class CacheControl:
             tools_differ=self._tools_differ(prompted, shared, scope_of(request)),
             lost=_lost(in_pool.loss, time.monotonic()),
             is_alike=is_alike,
-            was_said_before=prompted.report.num_spliced > 0 and shared < LEAST_SHARED_TOKENS,
+            was_said_before=is_news and prompted.report.num_spliced > 0,
+            sighting=await self._sightings.look(request, prompted.opening.conversation) if is_news else None,
             index_is_down=self._index.state == "down",
         )
         return explain(found, self._divergence(request, prompted, shared, then))

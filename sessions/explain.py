@@ -52,7 +52,8 @@ class Findings:
     shared: with the closest earlier prompt of the caller's.
     closest_ends: there is nothing of the closest after `shared`. tools_differ: from the closest's.
     is_alike: the closest is much the same conversation, though they part at the very beginning.
-    was_said_before: replies in it are known from outside this process. index_is_down: others could not be asked.
+    was_said_before: replies in it are known from outside this process, which knows nothing of the caller's in it;
+    sighting: then, how the conversation was answered before. index_is_down: others could not be asked.
     """
 
     num_tokens: int
@@ -63,6 +64,7 @@ class Findings:
     is_alike: bool
     lost: Lost | None
     was_said_before: bool
+    sighting: Literal["here", "elsewhere", "other_model", "other_template"] | None
     index_is_down: bool
 
     @property
@@ -78,15 +80,32 @@ def classify(found: Findings) -> MissClass:
         return "evicted" if found.lost.reason == "budget" else found.lost.reason
     if found.shared > found.held + 1:
         return "evicted"
+    if (known := _known_from_outside(found)) is not None and found.closest_ends:
+        return known
     if found.closest_ends and found.shared >= LEAST_SHARED_TOKENS:
         return "hit"
     if found.tools_differ:
         return "tools_changed"
     if found.shared >= LEAST_SHARED_TOKENS or found.is_alike:
         return "diverged"
-    if found.was_said_before:
-        return "restarted"
+    if known is not None:
+        return known
     return "redis_unavailable" if found.index_is_down else "never_seen"
+
+
+def _known_from_outside(found: Findings) -> MissClass | None:
+    """What Redis tells of a conversation that this process knows nothing of."""
+    match found.sighting:
+        case "other_model":
+            return "model_changed"
+        case "other_template":
+            return "template_changed"
+        case "here":
+            return "evicted"
+        case "elsewhere":
+            return "restarted"
+        case None:
+            return "restarted" if found.was_said_before else None
 
 
 def explain(found: Findings, divergence: Divergence | None) -> Explanation:
@@ -129,6 +148,10 @@ def _advice(kind: MissClass, found: Findings, divergence: Divergence | None) -> 
             return "The pool was too small for what was used since: raise --pool-size, pin the prefix, or set a ttl."
         case "expired":
             return "It was not used for as long as its time to live: set a longer ttl on a breakpoint, or pin it."
+        case "model_changed":
+            return "It was answered by another model, or in other arithmetic, whose KV is of no use here."
+        case "template_changed":
+            return "It was answered with another tokenizer or chat template, which make other tokens of it."
         case "restarted":
             return "This process has not computed it: set --disk-size, so that what was computed outlives a restart."
         case "redis_unavailable":

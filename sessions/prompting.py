@@ -29,6 +29,7 @@ from sessions.types import (
     Message,
     PromptReport,
     SharedPrompt,
+    Tenant,
     TokenId,
     Tool,
 )
@@ -80,7 +81,7 @@ class Prompter:
         """root_of: a tenant's id and a salt, or none, give the root."""
         self._tokenizer = tokenizer
         self._replies = replies
-        self._root_of = root_of
+        self.root_of = root_of
         self._block_size = block_size
         self._max_model_len = max_model_len
         self._stable_first = stable_first
@@ -103,6 +104,10 @@ class Prompter:
         log.info("content is shared between tenants", prompts=len(prompts), blocks=len(hashes))
         self._shared = SharedContent(root, frozenset(hashes))
 
+    def new_chain(self, tenant: Tenant, salt: str | None) -> HashChain:
+        """For a prompt of the tenant's. A salt is for sharing with nobody: then nothing of it is."""
+        return HashChain(self.root_of(tenant.id, salt), self._block_size, None if salt is not None else self._shared)
+
     def _canonical(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Conversation:
         return self._replies.seen(canonical(messages, tools, stable_first=self._stable_first))
 
@@ -116,7 +121,7 @@ class Prompter:
                 num_prompt_tokens=len(request.messages), max_model_len=self._max_model_len, is_lower_bound=True
             )
         conversation = self._canonical(request.messages, request.tools)
-        root = self._root_of(request.tenant.id, request.cache_salt)
+        root = self.root_of(request.tenant.id, request.cache_salt)
         needs_places = bool(conversation.breakpoints) or request.wants_explanation  # only a whole rendering has them
         looks_up = request.splice and is_open and not needs_places
         transcript = self._replies.transcript(root, conversation) if looks_up else None
@@ -134,8 +139,8 @@ class Prompter:
             keys = await work(lambda: list(turn_keys(root, conversation)))
             looks = request.splice and bool(prompt.contents)
             spliced = await self._replies.find(root, conversation, keys, self._salted_of(request)) if looks else {}
-            shared = self._shared if request.cache_salt is None else None  # a salt is for sharing with nobody
-            start = _Start(keys[-1], HashChain(root, self._block_size, shared), spliced, len(spliced))
+            chain = self.new_chain(request.tenant, request.cache_salt)
+            start = _Start(keys[-1], chain, spliced, len(spliced))
         return await work(self._encoded, request, conversation, prompt, start)
 
     def place(self, prompted: Prompted, request: ChatRequest, num_tokens: int) -> tuple[str, int, int]:
@@ -181,7 +186,7 @@ class Prompter:
 
     def _salted_of(self, request: ChatRequest) -> BlockHash | None:
         """See `Opening`."""
-        return None if request.cache_salt is None else self._root_of(request.tenant.id, None)
+        return None if request.cache_salt is None else self.root_of(request.tenant.id, None)
 
     def _spliced_ids(self, content: str, found: Spliced, scope: str) -> list[TokenId]:
         rest = self._tokenizer.encode_text(content[found.num_chars :], scope=scope)

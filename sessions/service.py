@@ -30,6 +30,7 @@ from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies, Said
 from sessions.response_store import ResponseStore
+from sessions.sightings import Sightings
 from sessions.submission import EnginePrompt, choices_of
 from sessions.submission import engine_requests as requests_of
 from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
@@ -110,8 +111,9 @@ class ChatService:
         keeping = parts.index.client.keeping
         local = None if keeping is None else LocalDocuments(keeping)
         self.responses = ResponseStore(self.index.documents or local, parts.secret, max_bytes=parts.max_stored_bytes)
+        self._sightings = Sightings(self.index, parts.secret, parts.root_fields)
         self.cache = CacheControl(
-            self.root_of, self.engine, self._prompter, self._replies, self.index, self._disk, parts.tokenizer
+            self.engine, self._prompter, self._replies, self._sightings, self.index, self._disk, parts.tokenizer
         )
 
     def _open_disk_tier(self, options: DiskOptions, namespace: bytes) -> DiskTier | None:
@@ -232,6 +234,8 @@ class ChatService:
             if remembers:
                 is_first = choice.index == 0
                 self._replies.end(prompted.opening, choice.said, is_whole=choice.is_finished, is_first=is_first)
+                if is_first:
+                    self._sightings.note(request, prompted.opening.conversation)
 
         keeping = keeping_of(request.cache, prompted.breakpoints)
         prompt = EnginePrompt(prompted.token_ids, prompted.chain, keeping, prompted.prediction, restored, grammar)
@@ -250,7 +254,7 @@ class ChatService:
 
     async def _prepare(self, request: CompletionRequest, token_ids: list[TokenId], echo: Echo) -> EnginePrompt:
         """Hash the prompt and look below the pool for it. One that is scored is computed, whoever has it."""
-        chain = HashChain(self.root_of(request.tenant.id, request.cache_salt), self._config.block_size)
+        chain = self._prompter.new_chain(request.tenant, request.cache_salt)
         chain.extend(token_ids)
         is_scored = request.echo and request.params.num_logprobs is not None
         restored: tuple[RestoredBlocks, ...] = ()

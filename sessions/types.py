@@ -200,10 +200,13 @@ MissClass = Literal[
     "expired",
     "dropped",
     "tools_changed",
+    "model_changed",
+    "template_changed",
     "restarted",
     "redis_unavailable",
 ]
-"""hit: all that was known was found. restarted: known to have been said, by another process or before this one."""
+"""hit: all that was known was found. restarted: known to have been answered, by another process or before this one;
+model_changed, template_changed: by one that computes otherwise, or renders or encodes otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

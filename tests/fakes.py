@@ -151,6 +151,7 @@ async def open_fake_service(
     budgets: dict[str, int] | None = None,
     shared_prompts: Sequence[SharedPrompt] = (),
     max_stored_bytes: int = 2 << 20,
+    root_fields: RootFields = ROOT_FIELDS,
     **engine: int,
 ) -> ChatService:
     """A started ChatService over the fake model; `engine` are EngineConfig's fields. disk: folder and most bytes.
@@ -164,7 +165,7 @@ async def open_fake_service(
         "fake",
         tokenizer,
         config,
-        ROOT_FIELDS,
+        root_fields,
         b"s" * 32,
         max_num_waiting,
         index or IndexOptions(),

@@ -14,8 +14,8 @@ from sessions.explain import volatile
 from sessions.parts import IndexOptions
 from sessions.service import ChatService
 from sessions.tokenizer import Tokenizer
-from sessions.types import ChatRequest, Explanation, Message, SamplingParams, Tenant, Tool
-from tests.fakes import byte_tokenizer, open_fake_service
+from sessions.types import ChatRequest, Explanation, Message, SamplingParams, SharedPrompt, Tenant, Tool
+from tests.fakes import ROOT_FIELDS, byte_tokenizer, open_fake_service
 from tests.integration.index.index_servers import ValkeyServer, eventually
 
 SYSTEM = "You are the assistant of a library. Today is Tuesday. " + "Books are lent for four weeks. " * 8
@@ -190,6 +190,56 @@ async def test_restarted_and_redis_unavailable(valkey: ValkeyServer) -> None:
         valkey.kill()
         await eventually(lambda: after.index.state == "down")
         assert (await explained(after, request("Else?", tenant=Tenant("new")))).kind == "redis_unavailable"
+
+
+MODEL = {"weights": "other", "numerics": "other", "kv_dtype": "float16", "block_size": 32}
+CHANGES = [*({name: value} for name, value in MODEL.items()), {"template": "other"}, {"tokenizer": "other"}]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+async def test_model_and_template_changed(valkey: ValkeyServer, change: dict[str, Any]) -> None:
+    index = IndexOptions("redis", valkey.url)
+    shared = {"index": index, "shared_prompts": [SharedPrompt((Message("system", SYSTEM),))]}
+    alice = {"tenant": Tenant("alice")}
+    async with service(**shared) as before:
+        await eventually(lambda: before.index.state == "redis")
+        reply = await say(before, request("One?", **alice))
+        await say(before, request("One?", cache_salt="salt", **alice))
+        await eventually(lambda: marks(valkey) == 4)
+    async with service(root_fields=replace(ROOT_FIELDS, **change), **shared) as after:
+        await eventually(lambda: after.index.state == "redis")
+        expected = "model_changed" if set(change) <= set(MODEL) else "template_changed"
+        for asked in (request("One?", **alice), request("One?", reply, "Two?", **alice)):
+            found = await after.explain(asked)
+            assert (found.kind, found.lost_to, found.divergence) == (expected, None, None) and found.advice
+        assert (await after.explain(request("One?", cache_salt="salt", **alice))).kind == expected
+        for asked in (request("Else?", **alice), request("One?", tenant=Tenant("bob"))):
+            assert (await after.explain(asked)).kind == "never_seen"
+        await after.cache.drop_all(Tenant("alice"))
+        await eventually(lambda: marks(valkey) == 2)
+        assert (await after.explain(request("One?", **alice))).kind == "never_seen"
+
+
+def marks(server: ValkeyServer) -> int:
+    """Records of replies and marks of conversations."""
+    return sum(b":r:" in key for key in server.command("KEYS", "*"))  # type: ignore[union-attr]
+
+
+async def test_a_first_turn_that_another_process_answered_is_told_as_restarted(valkey: ValkeyServer) -> None:
+    options: dict[str, Any] = {
+        "index": IndexOptions("redis", valkey.url),
+        "shared_prompts": [SharedPrompt((Message("system", SYSTEM),))],
+    }
+    async with service(**options) as one, service(**options) as two:
+        await eventually(lambda: one.index.state == two.index.state == "redis")
+        assert (await one.explain(request("One?"))).kind == "never_seen"
+        await say(one, request("One?"))
+        await eventually(lambda: marks(valkey) == 2)
+        assert (await two.explain(request("One?"))).kind == "restarted"
+        await say(two, request("Else?", tenant=Tenant("bob")))
+        shared = await two.explain(request("One?"))
+        assert shared.kind == "restarted" and shared.tiers.pool > 200, "of hers it has nothing but what is shared"
+        assert (await two.explain(request("New?"))).kind == "hit", "all that is known of it"
 
 
 async def test_another_tenant_hears_nothing_of_it() -> None:
