@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 import pytest
 
 from sessions.service import ChatService
-from sessions.types import Breakpoint, ChatRequest, Message, Part, SamplingParams, SharedPrompt, Tenant
+from sessions.types import (
+    Breakpoint,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    Part,
+    SamplingParams,
+    SharedPrompt,
+    Tenant,
+)
 from tests.fakes import FakeRunner, open_fake_service
 
 SECRET = "The password of the vault is swordfish. " * 8
@@ -223,6 +232,20 @@ async def test_a_salt_keeps_to_itself_what_is_declared_too(sharing: ChatService)
     assert salted.cached_tokens == 0
     bob, _ = await work(sharing, request(DECLARED, "bob"))
     assert bob.cached_tokens == NUM_SHARED
+
+
+async def test_a_completion_of_the_same_tokens_shares_what_a_chat_does(sharing: ChatService) -> None:
+    await work(sharing, request(DECLARED, "alice"))
+    ids = tuple((await sharing._prompter.prompt(request(DECLARED, "alice"))).token_ids)
+    for tenant, salt, found in (("alice", None, len(ids) - 1), ("bob", None, NUM_SHARED), ("bob", "one", 0)):
+        asked = CompletionRequest(
+            (ids,), SamplingParams(temperature=0, max_tokens=1), 1, Tenant(tenant), salt, takes_control_tokens=True
+        )
+        generation = await sharing.start(asked)
+        async for _ in generation:
+            pass
+        generation.close()
+        assert generation.usage().cached_tokens == found, (tenant, salt)
 
 
 async def test_only_what_the_operator_declared_is_ever_shared(sharing: ChatService) -> None:
