@@ -13,7 +13,7 @@ from litestar.params import JSONBody, PathParameter
 from proxy.asked import asked_of
 from proxy.body import BodyRequest
 from proxy.cache_schemas import CacheDropped, CacheEntries, CacheEntry, CacheExplanation, CachePinned, CacheWarmed
-from proxy.documented import answers
+from proxy.documented import EXAMPLE, answers
 from proxy.schemas import ChatCompletionRequest
 from proxy.scope import request_scope
 from proxy.settings import Settings
@@ -32,7 +32,7 @@ class CacheController(Controller):
     @post(
         "/explain",
         status_code=200,
-        opt=answers(404),
+        opt=answers(404, example=EXAMPLE),
         summary="What the cache has of a chat request, and why no more; nothing is run",
     )
     async def explain(
@@ -49,7 +49,7 @@ class CacheController(Controller):
     @post(
         "/warm",
         status_code=200,
-        opt=answers(404),
+        opt=answers(404, example=EXAMPLE),
         summary="Compute and keep what the messages render to, and say nothing",
     )
     async def warm(
@@ -66,7 +66,9 @@ class CacheController(Controller):
             cache_write_tokens=usage.cache_write_tokens,
         )
 
-    @post("/pin", status_code=200, opt=answers(404), summary="Never evict what is stored of the messages")
+    @post(
+        "/pin", status_code=200, opt=answers(404, example=EXAMPLE), summary="Never evict what is stored of the messages"
+    )
     async def pin(
         self,
         request: BodyRequest,
@@ -77,7 +79,7 @@ class CacheController(Controller):
         asked = asked_of(service, data, request_scope(request.scope), settings)
         return CachePinned(object="cache.pinned", tokens=await service.cache.pin(asked))
 
-    @post("/unpin", status_code=200, opt=answers(404), summary="Undo the longest pin on the messages")
+    @post("/unpin", status_code=200, opt=answers(404, example=EXAMPLE), summary="Undo the longest pin on the messages")
     async def unpin(
         self,
         request: BodyRequest,
@@ -91,7 +93,7 @@ class CacheController(Controller):
     @post(
         "/drop",
         status_code=200,
-        opt=answers(404),
+        opt=answers(404, example=EXAMPLE),
         summary="Forget the last block of the messages and all that follows it",
     )
     async def drop(

@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from proxy import sse
 from proxy.asked import asked_of
 from proxy.body import BodyRequest
-from proxy.documented import answers
+from proxy.documented import EXAMPLE, answers
 from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.reply import Reply
 from proxy.replying import Replier, unless_client_leaves
@@ -45,7 +45,7 @@ class ChatController(Controller):
     @post(
         status_code=200,
         summary="Create a chat completion, whole or as server-sent events",
-        opt=answers(404, 504, events=ChatCompletionChunk),
+        opt=answers(404, 504, events=ChatCompletionChunk, example=EXAMPLE),
     )
     async def create(
         self,

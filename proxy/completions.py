@@ -13,7 +13,7 @@ from proxy import sse
 from proxy.body import BodyRequest, decode_body
 from proxy.completion_schemas import COMPLETION_DECODER, CompletionBody, LegacyLogprobs, TextChoice, TextCompletion
 from proxy.completion_translate import LegacyWriter, completion_request
-from proxy.documented import answers
+from proxy.documented import EXAMPLE, answers
 from proxy.reply import Reply
 from proxy.replying import Replier, unless_client_leaves
 from proxy.schemas import ENCODER, CompletionUsage
@@ -41,7 +41,7 @@ class CompletionController(Controller):
     @post(
         status_code=200,
         summary="Go on with texts, whole or as server-sent events",
-        opt=answers(404, 504, events=TextCompletion),
+        opt=answers(404, 504, events=TextCompletion, example={"model": EXAMPLE["model"], "prompt": "Once"}),
     )
     async def create(
         self,

@@ -10,10 +10,16 @@ from typing import Any
 OPT_KEY = "answers"
 
 
-def answers(*errors: int, events: Any = None, other: dict[int, Any] | None = None) -> dict[str, Any]:
+EXAMPLE: dict[str, Any] = {"model": "SmolLM2-135M-Instruct", "messages": [{"role": "user", "content": "Hello!"}]}
+"""A body of a chat completion, for the docs page to begin with; the default model's name."""
+
+
+def answers(
+    *errors: int, events: Any = None, other: dict[int, Any] | None = None, example: Any = None
+) -> dict[str, Any]:
     """`opt` of a handler, or of a controller for all of its handlers.
 
     errors: statuses with OpenAI's error body; each must be in `openapi.ERRORS`. events: type of the JSON in each event
-    if the answer can be a stream. other: statuses that have a body of their own, and its type.
+    if the answer can be a stream. other: statuses that have a body of their own, and its type. example: a body to try.
     """
-    return {OPT_KEY: {"errors": errors, "events": events, "other": other or {}}}
+    return {OPT_KEY: {"errors": errors, "events": events, "other": other or {}, "example": example}}

@@ -103,7 +103,7 @@ class _Operation:
     @property
     def said(self) -> dict[str, Any]:
         """What `documented.answers` was told."""
-        return {"errors": (), "events": None, "other": {}, **self.handler.opt.get(OPT_KEY, {})}
+        return {"errors": (), "events": None, "other": {}, "example": None, **self.handler.opt.get(OPT_KEY, {})}
 
     @property
     def types(self) -> list[Any]:
@@ -178,7 +178,10 @@ def _described(operation: _Operation, schemas: dict[Any, dict[str, Any]]) -> dic
     if any(parameters):
         described["parameters"] = [parameter for parameter in parameters if parameter]
     if operation.body is not None:
-        described["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[operation.body]}}}
+        content = {"schema": schemas[operation.body]}
+        if operation.said["example"] is not None:
+            content["example"] = operation.said["example"]
+        described["requestBody"] = {"required": True, "content": {JSON: content}}
     if require_api_key in operation.guards:
         described["security"] = [{"api_key": []}]
     return described

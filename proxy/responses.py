@@ -12,7 +12,7 @@ from litestar.response import Stream
 
 from proxy import sse
 from proxy.body import BodyRequest, check_count, decode_body
-from proxy.documented import answers
+from proxy.documented import EXAMPLE, answers
 from proxy.replying import Replier, unless_client_leaves
 from proxy.response_answer import Answer
 from proxy.response_event_schemas import StreamEvent
@@ -64,7 +64,7 @@ class ResponseController(Controller):
         status_code=200,
         request_class=ResponseBodyRequest,
         summary="Create a response, whole or as server-sent events",
-        opt=answers(404, 504, events=StreamEvent),
+        opt=answers(404, 504, events=StreamEvent, example={"model": EXAMPLE["model"], "input": "Hello!"}),
     )
     async def create(
         self,

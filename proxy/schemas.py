@@ -120,7 +120,13 @@ class ToolMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="tool
 
 
 class FunctionMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="function"):
-    """OpenAI's legacy, refused by name: send a tool message."""
+    """OpenAI's legacy: what a function answered; the same as a tool message.
+
+    content: text, or its parts; null is empty. name: of the function, in the place of the call's id.
+    """
+
+    content: Content | None = None
+    name: str
 
 
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage

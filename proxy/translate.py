@@ -139,7 +139,7 @@ def _message(wire: ChatMessage, index: int) -> Message:
     where = f"messages[{index}]"
     match wire:
         case FunctionMessage():
-            raise _unsupported(f"{where}.role", "'system', 'developer', 'user', 'assistant' and 'tool' are")
+            return Message("tool", _text(wire.content or "", where), wire.name)
         case AssistantMessage():
             if wire.function_call is not None:
                 raise _unsupported(f"{where}.function_call")

@@ -26,8 +26,10 @@ EXPLICIT = {"mode": "explicit"}
 
 TAKEN: dict[str, list[dict[str, Any]]] = {
     "messages": [
-        said({"role": role, "content": "x"}) for role in ("developer", "system", "user", "assistant")
-    ] + [said({"role": "tool", "content": "x", "tool_call_id": "c"})],
+        *(said({"role": role, "content": "x"}) for role in ("developer", "system", "user", "assistant")),
+        said({"role": "tool", "content": "x", "tool_call_id": "c"}),
+        said({"role": "function", "content": "x", "name": "f"}),
+    ],
     "content": [
         user(TEXT, TEXT),
         said({"role": "assistant", "content": None}),
@@ -51,7 +53,8 @@ TAKEN: dict[str, list[dict[str, Any]]] = {
                                  {"seed": -(2**63)}, {"seed": 2**63 - 1}, {"seed": 0}],
     "frequency_penalty, presence_penalty": [{"frequency_penalty": -2}, {"presence_penalty": 2}],
     "logit_bias": [{"logit_bias": {}}, {"logit_bias": {"0": -100, "257": 100}}, {"logit_bias": {"7": 0.5}}],
-    "logprobs, top_logprobs": [{"logprobs": False}],
+    "logprobs, top_logprobs": [{"logprobs": False}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 20},
+                               {"logprobs": True, "top_logprobs": 0}],
     "n": [{"n": 1}, {"n": 8}],
     "stop": [{"stop": "x"}, {"stop": ["a", "b", "c", "d"]}, {"stop": []}],
     "stream": [{"stream_options": None}],
@@ -118,7 +121,10 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
          f"messages[0].content[0].prompt_cache_breakpoint.{field}")
         for field in ("mode", "ttl")
     ],
-    "tool_call_id": [({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id")],
+    "tool_call_id": [
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].name"),
+    ],
     "model": [({"model": ""}, "model"), ({"model": 7}, "model"), ({"model": None}, "model")],
     "max_completion_tokens, max_tokens": [
         *(({"max_tokens": value}, "max_tokens") for value in (0, -1, 1.5, "9", True)),

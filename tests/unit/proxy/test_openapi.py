@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from proxy.app import create_app
 from proxy.documented import answers
 from proxy.openapi import ERRORS, openapi_document
+from proxy.schemas import CHAT_DECODER, ENCODER
 from proxy.settings import Settings
 from proxy.struct_schemas import component_schemas, split_docstring
 
@@ -77,6 +78,11 @@ def test_bounds_survive_null_and_nesting() -> None:
     assert fields["stop"]["anyOf"][1]["maxItems"] == 4
     assert fields["metadata"]["anyOf"][0]["maxProperties"] == 16
     assert fields["messages"]["items"]["discriminator"]["propertyName"] == "role"
+
+
+def test_examples_are_bodies_that_the_schema_s_own_struct_takes() -> None:
+    [example] = [OPERATIONS["post /v1/chat/completions"]["requestBody"]["content"]["application/json"]["example"]]
+    assert CHAT_DECODER.decode(ENCODER.encode(example)).messages
 
 
 def test_a_stream_is_described_beside_the_whole_answer() -> None:

@@ -28,6 +28,11 @@ def test_silence_is_openai_s_defaults() -> None:
     assert translate() == ChatRequest((Message("user", "hello"),), SamplingParams(), tenant=Tenant("alice"))
 
 
+def test_a_function_s_answer_is_a_tool_s() -> None:
+    request = translate(messages=[USER, {"role": "function", "name": "f", "content": "x"}])
+    assert request.messages[1] == Message("tool", "x", "f")
+
+
 def test_every_sampling_parameter_arrives() -> None:
     request = translate(
         temperature=0,
@@ -153,7 +158,6 @@ def test_a_mark_of_another_shape_is_refused(mark: Any) -> None:
             "messages[1].tool_calls[0].type",
         ),
         ({"messages": [USER, {"role": "assistant", "function_call": {}}]}, "messages[1].function_call"),
-        ({"messages": [USER, {"role": "function", "name": "f", "content": "x"}]}, "messages[1].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "input_audio"}]}]},
