@@ -1,6 +1,7 @@
 """The factory: settings and a service into a Litestar application. Wiring only.
 
 /v1            RequestLog ▸ guard: API key ▸ [guard: admission] what generates, or what is stored; ModelController
+/tokenize /detokenize   the same, without `/v1`, where other servers have them
 /health /ready /metrics /schema      open
 """
 
@@ -27,6 +28,7 @@ from proxy.responses import ResponseController
 from proxy.schemas import ENCODER
 from proxy.settings import Settings
 from proxy.system import ModelController, SystemController
+from proxy.tokenizing import RenderController, TokenizerController
 from sessions.service import ChatService
 
 
@@ -45,7 +47,7 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
     state.in_flight = InFlight(settings.max_inflight, settings.max_inflight_per_tenant)
     state.metrics = Metrics(lambda: state.service.stats())  # noqa: PLW0108  (late: the service may not be open)
     app = Litestar(
-        route_handlers=[_api_router(), SystemController, DocsController],
+        route_handlers=[_api_router(), _root_router(), SystemController, DocsController],
         state=state,
         dependencies={
             "settings": Provide(_provide_settings),
@@ -70,6 +72,8 @@ def _api_router() -> Router:
         route_handlers=[
             ChatController,
             CompletionController,
+            RenderController,
+            TokenizerController,
             ResponseController,
             ConversationController,
             CacheController,
@@ -80,6 +84,16 @@ def _api_router() -> Router:
         "/v1",
         route_handlers=[chat, ModelController],
         guards=[require_api_key],
+        middleware=[DefineMiddleware(RequestLog)],
+    )
+
+
+def _root_router() -> Router:
+    """What other servers have outside `/v1`, under the same guards."""
+    return Router(
+        "/",
+        route_handlers=[TokenizerController],
+        guards=[require_api_key, admit],
         middleware=[DefineMiddleware(RequestLog)],
     )
 

@@ -33,6 +33,7 @@ from sessions.response_store import ResponseStore
 from sessions.sightings import Sightings
 from sessions.submission import EnginePrompt, choices_of
 from sessions.submission import engine_requests as requests_of
+from sessions.texts import Texts
 from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
 from sessions.truncation import truncated
 from sessions.types import (
@@ -112,6 +113,7 @@ class ChatService:
         local = None if keeping is None else LocalDocuments(keeping)
         self.responses = ResponseStore(self.index.documents or local, parts.secret, max_bytes=parts.max_stored_bytes)
         self._sightings = Sightings(self.index, parts.secret, parts.root_fields)
+        self.texts = Texts(parts.tokenizer, self._prompter)
         self.cache = CacheControl(
             self.engine, self._prompter, self._replies, self._sightings, self.index, self._disk, parts.tokenizer
         )

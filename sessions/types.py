@@ -287,6 +287,30 @@ class PromptReport:
 
 
 @dataclass(frozen=True, slots=True)
+class MessagePlace:
+    """Where the content of `messages[message]` stands in a prompt.
+
+    start, end: in its text. first_token, end_token: tokens wholly before its beginning, and before its end.
+    """
+
+    message: int
+    start: int
+    end: int
+    first_token: int
+    end_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """The prompt that a chat request would have. places: in its order; none where the template hides them."""
+
+    text: str
+    token_ids: tuple[TokenId, ...]
+    places: tuple[MessagePlace, ...]
+    report: PromptReport
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallPiece:
     """A piece of the call at `index` of a choice. id, name: on its first piece only; `arguments` is concatenated."""
 
