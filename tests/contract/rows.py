@@ -17,11 +17,18 @@ def part(kind: str, **fields: Any) -> dict[str, Any]:
     return {"type": kind, **fields}
 
 
+def allowed(mode: str, name: str = "f") -> dict[str, Any]:
+    named = part("function", function={"name": name})
+    return part("allowed_tools", allowed_tools={"mode": mode, "tools": [named]})
+
+
 def user(*parts: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(parts)}]}
 
 
 TEXT = part("text", text="hello")
+TOOL = part("function", function={"name": "f", "strict": True, "parameters": {"type": "object", "properties": {}}})
+NAMED = part("function", function={"name": "f"})
 EXPLICIT = {"mode": "explicit"}
 
 TAKEN: dict[str, list[dict[str, Any]]] = {
@@ -58,7 +65,10 @@ TAKEN: dict[str, list[dict[str, Any]]] = {
     "n": [{"n": 1}, {"n": 8}],
     "stop": [{"stop": "x"}, {"stop": ["a", "b", "c", "d"]}, {"stop": []}],
     "stream": [{"stream_options": None}],
-    "tools, tool_choice": [{"tools": []}, {"tool_choice": "none"}],
+    "tools, tool_choice": [
+        {"tools": []}, {"tool_choice": "none"}, {"tool_choice": "auto"}, {"tools": [TOOL]},
+        *({"tools": [TOOL], "tool_choice": choice} for choice in ("none", "auto", NAMED, allowed("auto"))),
+    ],
     "functions, function_call": [{"functions": None, "function_call": None}],
     "parallel_tool_calls": [{"parallel_tool_calls": False}, {"parallel_tool_calls": True}],
     "response_format": [{"response_format": {"type": "text"}}],
@@ -152,6 +162,18 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "n": [({"n": value}, "n") for value in (0, -1, 129, 1.5, "1", True)],
     "stop": [({"stop": value}, "stop") for value in (["a"] * 5, "", 7, "x" * 1001)] + [({"stop": [""]}, "stop[0]")],
     "stream": [({"stream": "true"}, "stream"), ({"stream": 1}, "stream")],
+    "tools, tool_choice": [
+        ({"tools": [part("custom", custom={"name": "c"})]}, "tools[0].type"),
+        ({"tools": [part("function")]}, "tools[0].function"),
+        ({"tools": [part("function", function={"name": "a b"})]}, "tools[0].function.name"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
+        ({"tools": [TOOL], "tool_choice": "odd"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": part("custom", custom={"name": "c"})}, "tool_choice.type"),
+        ({"tools": [TOOL], "tool_choice": part("function", function={"name": "g"})}, "tool_choice.function.name"),
+        ({"tools": [TOOL], "tool_choice": allowed("auto", "g")}, "tool_choice.allowed_tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ],
     "functions, function_call": [
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"function_call": "auto"}, "function_call"),
