@@ -77,6 +77,14 @@ class Path(Protocol):
     def __reversed__(self) -> Iterator[Block]: ...
 
 
+def num_idle(path: Sequence[Block]) -> int:
+    """How many blocks of a path nobody holds or pins: its last ones, for a block is held or pinned with its parent.
+
+    held, pinned   [ 2 ][ 1 ][ 1 ][ 0 ][ 0 ]       O(log blocks)
+    """
+    return len(path) - bisect_left(path, True, key=lambda block: block.is_idle)
+
+
 class Children:
     """The registered blocks that follow one block (or a root), sorted by their tokens.
 

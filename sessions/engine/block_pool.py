@@ -19,7 +19,7 @@ A block is `block_size` consecutive tokens' KV over all layers, and in one of th
 
 from collections.abc import Iterable, Sequence
 
-from sessions.engine.block import Block, Path
+from sessions.engine.block import Block, Path, num_idle
 from sessions.engine.block_tree import BlockTree, Match
 from sessions.engine.holdings import Holding, list_holdings
 from sessions.engine.idle_blocks import IdleBlocks
@@ -130,11 +130,10 @@ class BlockPool:
 
     # -- holding --
 
-    def touch(self, blocks: Iterable[Block]) -> None:
+    def touch(self, path: Sequence[Block]) -> None:
         """Add a reference to each block of a path, or to the next of one that is held. Mutates."""
-        for block in blocks:
-            if block.ref_count == 0 and block.num_pins == 0:
-                self._idle.remove(block)
+        self._idle.remove(path[len(path) - num_idle(path) :])
+        for block in path:
             block.ref_count += 1
 
     def allocate(self, num_blocks: int, now: float) -> list[Block]:
@@ -154,12 +153,14 @@ class BlockPool:
         A block nobody holds keeps its KV if it is registered, and is empty if it is not. An owner over its budget loses
         what is given up first of its own.
         """
+        idle = []
         for block in reversed(path):
             block.ref_count -= 1
             if block.ref_count == 0:
                 block.last_used_at = now
                 if block.num_pins == 0:
-                    self._idle.add(block)
+                    idle.append(block)
+        self._idle.add(idle)
         self._keep_budgets(now)
 
     # -- retention --
@@ -193,9 +194,7 @@ class BlockPool:
         """
         path = self._tree.path(root, hashes)
         if path and not self._pins.ends_in(path[-1]):
-            for block in self._pins.add(path):
-                if block.ref_count == 0:
-                    self._idle.remove(block)
+            self._idle.remove([block for block in self._pins.add(path) if block.ref_count == 0])
         return len(path)
 
     def unpin(self, root: BlockHash, hashes: Sequence[BlockHash], now: float) -> int:
@@ -212,10 +211,10 @@ class BlockPool:
         return len(path)
 
     def _unpin(self, last: Block, now: float) -> None:
-        for block in self._pins.remove(last):
-            if block.ref_count == 0:
-                block.last_used_at = now
-                self._idle.add(block)
+        idle = [block for block in self._pins.remove(last) if block.ref_count == 0]
+        for block in idle:
+            block.last_used_at = now
+        self._idle.add(idle)
 
     # -- giving up --
 
@@ -341,7 +340,7 @@ class BlockPool:
             self._unregister(block)
         block.ref_count -= 1
         if block.ref_count == 0:
-            self._idle.add(block)
+            self._idle.add([block])
 
     # -- whole pool --
 

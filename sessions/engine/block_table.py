@@ -57,8 +57,7 @@ class BlockTable:
         end = len(self._blocks)
         if end > len(self._ids):
             self._reserve(2 * end)
-        for index in range(start, end):
-            self._ids[index] = self._blocks[index].id
+        self._ids[start:end] = [block.id for block in self._blocks[start:]]
 
     def _reserve(self, capacity: int) -> None:
         ids = np.zeros(capacity, np.int32)

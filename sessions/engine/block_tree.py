@@ -17,6 +17,7 @@ Knows nothing of who holds a block and of what is given up next: that is `BlockP
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from sessions.engine.block import Block, Children, common_prefix_length
@@ -51,15 +52,12 @@ class BlockTree:
     def match(self, root: BlockHash, hashes: Sequence[BlockHash], token_ids: Sequence[int]) -> Match:
         """See `BlockPool.match`."""
         size = self.block_size
-        blocks: list[Block] = []
-        parent: Block | None = None
-        for index in range(self.num_prefix_blocks(hashes[: len(token_ids) // size])):
-            block = self.by_hash[hashes[index]]
-            tokens = tuple(token_ids[index * size : (index + 1) * size])
-            if block.parent is not parent or block.root not in (root, self._shared_root) or block.token_ids != tokens:
-                break
-            blocks.append(block)
-            parent = block
+        num_found = self.num_prefix_blocks(hashes[: len(token_ids) // size])
+        blocks = [self.by_hash[block_hash] for block_hash in hashes[:num_found]]
+        if not self._holds(root, blocks, token_ids):  # hashes collide
+            lengths = range(1, len(blocks) + 1)
+            blocks = blocks[: bisect_left(lengths, True, key=lambda n: not self._holds(root, blocks[:n], token_ids))]
+        parent = blocks[-1] if blocks else None
         rest = tuple(token_ids[len(blocks) * size : (len(blocks) + 1) * size])
         if not rest:
             return Match(blocks, None, 0)
@@ -67,6 +65,16 @@ class BlockTree:
             return Match(blocks, shared, common_prefix_length(shared.token_ids, rest))
         children = self.children(root, parent)
         return Match(blocks, *children.longest_common_prefix(rest)) if children else Match(blocks, None, 0)
+
+    def _holds(self, root: BlockHash, blocks: Sequence[Block], token_ids: Sequence[int]) -> bool:
+        """Are `blocks` a path that `root` leads to, with the leading `token_ids`? All at once: it may be thousands."""
+        if not blocks:
+            return True
+        if blocks[-1].root not in (root, self._shared_root):  # those before it have the same, or the shared one
+            return False
+        stored = chain.from_iterable([block.token_ids for block in blocks])
+        is_path = [block.parent for block in blocks] == [None, *blocks[:-1]]
+        return is_path and list(stored) == list(token_ids[: len(blocks) * self.block_size])
 
     def _shared_block(self, block_hash: BlockHash, parent: Block | None) -> Block | None:
         block = self.by_hash.get(block_hash)
@@ -119,13 +127,13 @@ class BlockTree:
         """(root, hashes from its first block on) of the path to a full block; None if it is stored no more."""
         if block.root is None or block.block_hash is None:
             return None
-        chain: list[BlockHash] = []
+        hashes: list[BlockHash] = []
         node: Block | None = block
         while node is not None and node.root == block.root:
             assert node.block_hash is not None
-            chain.append(node.block_hash)
+            hashes.append(node.block_hash)
             node = node.parent
-        return block.root, chain[::-1]
+        return block.root, hashes[::-1]
 
     # -- change --
 

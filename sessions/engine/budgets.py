@@ -43,9 +43,7 @@ class Budgets:
         for block in blocks:
             if block.owner == owner:
                 self.registered(block)
-        for block in free:
-            if block.owner == owner:
-                self.freed(block)
+        self.freed([block for block in free if block.owner == owner])
 
     def registered(self, block: Block) -> None:
         budget = self.by_owner.get(block.owner)
@@ -61,17 +59,17 @@ class Budgets:
             if budget.num_blocks <= budget.max_num_blocks:
                 self._exceeded.pop(block.owner, None)
 
-    def freed(self, block: Block) -> None:
-        """`block` came to the end of the pool's queue of its level."""
-        budget = self.by_owner.get(block.owner)
-        if budget is not None:
-            budget.free.add(block)
+    def freed(self, blocks: Iterable[Block]) -> None:
+        """These came to the ends of the pool's queues of their levels, in this order."""
+        for block in blocks:
+            if block.owner in self.by_owner:
+                self.by_owner[block.owner].free.add((block,))
 
-    def unfreed(self, block: Block) -> None:
-        """`block` left the pool's queue."""
-        budget = self.by_owner.get(block.owner)
-        if budget is not None:
-            budget.free.remove(block)
+    def unfreed(self, blocks: Iterable[Block]) -> None:
+        """These left the pool's queues."""
+        for block in blocks:
+            if block.owner in self.by_owner:
+                self.by_owner[block.owner].free.remove((block,))
 
     def excess(self, now: float) -> Iterator[Block]:
         """The blocks to evict for the budgets' sake; the caller evicts each before it asks for the next."""

@@ -25,24 +25,23 @@ class IdleBlocks:
     def __len__(self) -> int:
         return len(self._empty) + len(self._free)
 
-    def add(self, block: Block) -> None:
-        """Nobody holds or pins `block` any more; if it is registered, nothing here was used later."""
-        if not block.is_registered:
-            self._empty.append(block)
-            return
-        self._free.add(block)
+    def add(self, blocks: Sequence[Block]) -> None:
+        """Nobody holds or pins these any more. The registered: nothing here was used later, nor one than the next."""
+        self._empty += [block for block in blocks if block.root is None]
+        registered = [block for block in blocks if block.root is not None]
+        self._free.add(registered)
         if self.budgets.by_owner:
-            self.budgets.freed(block)
+            self.budgets.freed(registered)
 
-    def remove(self, block: Block) -> None:
-        """A registered block is wanted as it is."""
-        self._free.remove(block)
+    def remove(self, blocks: Sequence[Block]) -> None:
+        """Registered blocks are wanted as they are."""
+        self._free.remove(blocks)
         if self.budgets.by_owner:
-            self.budgets.unfreed(block)
+            self.budgets.unfreed(blocks)
 
     def empty(self, block: Block) -> None:
         """A registered block is about to lose its content."""
-        self.remove(block)
+        self.remove((block,))
         self._empty.append(block)
 
     def take(self, num_blocks: int) -> list[Block]:

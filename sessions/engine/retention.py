@@ -22,7 +22,7 @@ of whatever stands before it in its queue, and that queue comes first; and nothi
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal
@@ -113,12 +113,16 @@ class FreeQueues:
         for queue in self._queues:
             yield from queue
 
-    def add(self, block: Block) -> None:
-        """At the end: nothing on the block's level was used later."""
-        self._queues[block.level][block] = None
+    def add(self, blocks: Iterable[Block]) -> None:
+        """At the end, one after another: nothing on a block's level was used later."""
+        queues = self._queues
+        for block in blocks:
+            queues[block.level][block] = None
 
-    def remove(self, block: Block) -> None:
-        del self._queues[block.level][block]
+    def remove(self, blocks: Iterable[Block]) -> None:
+        queues = self._queues
+        for block in blocks:
+            del queues[block.level][block]
 
     def next(self, now: float) -> tuple[Block, bool]:
         """The block to give up next, and whether its TTL is over. There must be one. Changes nothing.

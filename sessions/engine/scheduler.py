@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from sessions.engine.block import Block
+from sessions.engine.block import Block, num_idle
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.block_tree import Match
 from sessions.engine.config import EngineConfig
@@ -186,7 +186,7 @@ class Scheduler:
 
     def _has_room(self, request: Request, match: Match) -> bool:
         """Room for the whole prompt and one more block, so that admission does not cause preemption at once."""
-        from_queue = sum(block.is_idle for block in match.blocks)
+        from_queue = num_idle(match.blocks)
         missing = -(-(request.num_tokens + 1) // self.config.block_size) - len(match.blocks)
         spare = self.pool.num_free_blocks - from_queue
         return missing <= spare and (not self.running or missing + 1 <= spare)
