@@ -101,6 +101,13 @@ class Settings(BaseSettings):
         description="Size of the KV pool: bytes (`2GiB`), tokens (`40000 tokens`), share of memory (`0.3`).",
     )
     max_num_batched_tokens: Count = Field(256, description="Token budget of one engine step (chunked prefill).")
+    max_slowdown: float = Field(
+        2.5,
+        description="A prompt computed beside running streams may make the gaps between their tokens so many times "
+        "longer; 0 means as long as a full token budget takes.",
+        ge=0,
+        le=1000,
+    )
     max_num_seqs: Count = Field(64, description="Sequences that run at once.")
     max_model_len: CountOrOff = Field(0, description="Prompt plus completion, at most; 0 means the model's own limit.")
     max_num_waiting: CountOrOff = Field(
@@ -246,6 +253,8 @@ class Settings(BaseSettings):
     def _fields_agree(self) -> "Settings":
         if self.index == "redis" and not self.redis_url:
             raise ValueError("--index redis needs --redis-url (ANAPHORA_REDIS_URL)")
+        if self.max_slowdown and self.max_slowdown <= 1:
+            raise ValueError("--max-slowdown must be 0 or more than 1")
         if self.max_num_seqs > self.max_num_batched_tokens:
             raise ValueError(
                 "--max-num-seqs must not exceed --max-num-batched-tokens: each running sequence needs a token"

@@ -50,6 +50,7 @@ class ServiceOptions:
     max_num_seqs: int = 64
     max_model_len: int = 0
     max_num_waiting: int = 256
+    max_slowdown: float = 2.5
     num_draft_tokens: int = 3
     stable_first: bool = False
     cache_budgets: str = ""
@@ -113,6 +114,7 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         num_blocks=cache.num_blocks,
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_num_seqs=min(options.max_num_seqs, options.max_num_batched_tokens),
+        max_slowdown=options.max_slowdown,
         max_num_draft_tokens=options.num_draft_tokens,
         max_model_len=min(options.max_model_len or loaded.max_model_len, loaded.max_model_len),
     )

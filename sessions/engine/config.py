@@ -12,6 +12,7 @@ class EngineConfig:
     max_num_batched_tokens: token budget of a step (chunked prefill).
     max_num_seqs: requests running at once.
     max_model_len: prompt plus completion of one request.
+    max_slowdown: gap between two tokens of a stream beside a prompt, over its usual one (`pace`); 0 is no bound.
     max_num_draft_tokens: guesses verified per step and request (`drafts`); 0 is none.
     """
 
@@ -20,12 +21,15 @@ class EngineConfig:
     max_num_batched_tokens: int = 256
     max_num_seqs: int = 64
     max_model_len: int = 8192
+    max_slowdown: float = 2.5
     max_num_draft_tokens: int = 3
 
     def __post_init__(self) -> None:
         for name in ("block_size", "num_blocks", "max_num_batched_tokens", "max_num_seqs", "max_model_len"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_slowdown and self.max_slowdown <= 1:
+            raise ValueError(f"max_slowdown must be 0 or more than 1, not {self.max_slowdown}")
         if self.max_num_draft_tokens < 0:
             raise ValueError(f"max_num_draft_tokens must be at least 0, not {self.max_num_draft_tokens}")
         if self.max_num_seqs > self.max_num_batched_tokens:

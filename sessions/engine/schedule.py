@@ -27,6 +27,11 @@ class Scheduled:
         return self.num_tokens + len(self.drafts)
 
     @property
+    def is_stream(self) -> bool:
+        """Does it draw one token after another, or is there more to compute before the next?"""
+        return self.num_tokens == 1 and self.request.num_output_tokens > 0
+
+    @property
     def samples(self) -> bool:
         """Does this step reach the last known token, so that its logits draw the next?"""
         return self.start + self.num_tokens == self.request.num_tokens

@@ -7,7 +7,8 @@
        └────preempt───────┘     blocks freed, tokens kept, recomputed later (mostly from the pool)
 
 Order of a step's token budget: one token for every running request that only decodes, then prompts being computed, then
-admissions in order of arrival. So a long prompt is chunked and never stops a running stream for longer than one step.
+admissions in order of arrival; beside streams no more than `Pace` allows. A long prompt is chunked, and slows streams
+down instead of stopping them.
 
 Identical prefixes arriving together are computed once: `_computing` names the blocks of prompts under way; a waiting
 request whose next missing block is among them waits for it instead of computing it again. Forks (`n` choices)
@@ -16,7 +17,7 @@ are nothing else: `n` requests with one prompt.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sessions.engine.block import Block, num_idle
 from sessions.engine.block_pool import BlockPool
@@ -24,6 +25,7 @@ from sessions.engine.block_tree import Match
 from sessions.engine.config import EngineConfig
 from sessions.engine.drafts import MAX_DRAFTING_SEQS, Drafter
 from sessions.engine.holder import Holder
+from sessions.engine.pace import Pace
 from sessions.engine.request import Request, RequestOutput, RequestStatus, Stored
 from sessions.engine.schedule import Computed, Schedule, Scheduled
 from sessions.hashing import extend_tokens
@@ -41,6 +43,9 @@ class Scheduler:
         self.config = config
         self.pool = pool
         self.holder = Holder(pool, clock)
+        self.pace = Pace(config.max_slowdown)
+        self._clock = clock
+        self._started_at = 0.0
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
@@ -92,16 +97,26 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         """Plan the next step and take its blocks."""
+        self._started_at = self._clock()
         schedule = Schedule()
         budget = self.config.max_num_batched_tokens
         preemptions = self.num_preemptions
-        decoding_first = sorted(self.running, key=lambda r: r.num_tokens - r.num_computed_tokens > 1)
-        for request in decoding_first:
-            if budget and request.status is RequestStatus.RUNNING:
-                budget -= self._schedule_running(request, schedule, budget)
+        streams = [request for request in self.running if request.num_tokens - request.num_computed_tokens == 1]
+        prompts = [request for request in self.running if request.num_tokens - request.num_computed_tokens > 1]
+        budget = self._schedule_all(streams, schedule, budget)
+        if schedule.entries:
+            budget = self.pace.num_prompt_tokens(budget)
+        budget = self._schedule_all(prompts, schedule, budget)
         if preemptions == self.num_preemptions:
             self._admit(schedule, budget)
         return schedule
+
+    def _schedule_all(self, requests: Sequence[Request], schedule: Schedule, budget: int) -> int:
+        """Returns what is left of the budget. Whoever runs early may preempt whoever comes later."""
+        for request in requests:
+            if budget and request.status is RequestStatus.RUNNING:
+                budget -= self._schedule_running(request, schedule, budget)
+        return budget
 
     def _schedule_running(self, request: Request, schedule: Schedule, budget: int) -> int:
         """Give a running request its tokens, preempting the youngest if blocks are short. Returns tokens used."""
@@ -223,6 +238,7 @@ class Scheduler:
 
     def commit(self, schedule: Schedule, computed: list[Computed]) -> list[RequestOutput]:
         """The step ran. `computed`: what came of each entry, in order. Register, append, finish."""
+        self.pace.observe(schedule, self._clock() - self._started_at)
         outputs = []
         for entry, result in zip(schedule.entries, computed, strict=True):
             request = entry.request

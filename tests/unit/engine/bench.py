@@ -1,6 +1,7 @@
 """Scheduler, pool and fake runner, stepped by hand."""
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 
 from sessions.engine.block_pool import BlockPool
@@ -19,14 +20,20 @@ GREEDY = SamplingParams(temperature=0)
 class Bench:
     """Scheduler, pool and fake runner, stepped by hand."""
 
-    def __init__(self, shared: SharedContent | None = None, **config: int) -> None:
-        self.config = EngineConfig(
-            **{"block_size": 4, "num_blocks": 32, "max_num_batched_tokens": 16, "max_num_seqs": 8} | config
-        )
+    def __init__(
+        self,
+        shared: SharedContent | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        max_slowdown: float = 0,
+        **config: int,
+    ) -> None:
+        sizes = {"block_size": 4, "num_blocks": 32, "max_num_batched_tokens": 16, "max_num_seqs": 8} | config
+        self.config = EngineConfig(**sizes, max_slowdown=max_slowdown)
         self.shared = shared
         shared_root = shared.root if shared else None
         pool = BlockPool(self.config.num_blocks, self.config.block_size, self.config.max_pinned_blocks, shared_root)
-        self.scheduler = Scheduler(self.config, pool)
+        self.scheduler = Scheduler(self.config, pool, clock)
         self.runner = FakeRunner(self.config.num_blocks, self.config.block_size, VOCABULARY)
         self.requests: list[Request] = []
 
@@ -49,11 +56,12 @@ class Bench:
         self.scheduler.add(request)
         return request
 
-    def step(self) -> None:
+    def step(self) -> Schedule:
         schedule = self.scheduler.schedule()
         self._expect_own(schedule)
         self.scheduler.commit(schedule, self.runner.execute(schedule))
         self.scheduler.check_integrity()
+        return schedule
 
     def _expect_own(self, schedule: Schedule) -> None:
         """Nobody reads what is another root's: what is held and what is copied is the request's own, or shared."""

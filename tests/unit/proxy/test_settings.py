@@ -94,6 +94,8 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"keepalive_s": "nan"}, "--keepalive-s (ANAPHORA_KEEPALIVE_S): the value should be"),
         ({"stable_first": "maybe"}, "--stable-first (ANAPHORA_STABLE_FIRST): the value should be a valid boolean"),
         ({"index": "redis"}, "--index redis needs --redis-url (ANAPHORA_REDIS_URL)."),
+        ({"max_slowdown": "0.5"}, "--max-slowdown must be 0 or more than 1"),
+        ({"max_slowdown": "inf"}, "--max-slowdown (ANAPHORA_MAX_SLOWDOWN): the value should be"),
         ({"max_num_seqs": "300"}, "--max-num-seqs must not exceed --max-num-batched-tokens"),
         ({"redis_url": "http://secret@x"}, "--redis-url (ANAPHORA_REDIS_URL): the URL must begin with redis://"),
         ({"redis_url": "redis://localhost:abc"}, "--redis-url (ANAPHORA_REDIS_URL): the URL's host, port"),
