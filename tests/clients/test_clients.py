@@ -24,15 +24,15 @@ PYTHON = HERE.parents[1] / ".venv-clients" / "bin" / "python"
 NODE = shutil.which("node")
 
 TASKS = {
-    "python/openai_sdk.py": ("chat", "stream", "tools", "structured"),
-    "python/langchain_client.py": ("chat", "stream", "tools", "structured"),
-    "python/agents_sdk.py": ("chat", "stream", "tools", "structured"),
-    "python/pydantic_agent.py": ("chat", "stream", "tools", "structured"),
+    "python/openai_sdk.py": ("chat", "stream", "responses", "tools", "structured"),
+    "python/langchain_client.py": ("chat", "stream", "responses", "tools", "structured"),
+    "python/agents_sdk.py": ("chat", "stream", "responses", "tools", "structured"),
+    "python/pydantic_agent.py": ("chat", "stream", "responses", "tools", "structured"),
     "python/instructor_client.py": ("tools", "structured"),
     "python/llama_index_client.py": ("chat", "stream", "tools", "structured"),
     "python/haystack_client.py": ("chat", "stream", "tools", "structured"),
     "python/llm_client.py": ("chat", "stream", "structured"),
-    "node/openai_sdk.mjs": ("chat", "stream", "tools", "structured"),
+    "node/openai_sdk.mjs": ("chat", "stream", "responses", "tools", "structured"),
     "node/ai_sdk.mjs": ("chat", "stream", "tools", "structured"),
 }
 """What each script is asked. instructor makes objects only; llm calls tools when the model wants to, which this one
@@ -85,7 +85,7 @@ def real() -> Iterator[RunningServer]:
 
 def test_the_client_s_package_works(exchange: tuple[str, str], request: pytest.FixtureRequest) -> None:
     script, task = exchange
-    if task in ("chat", "stream"):
+    if task in ("chat", "stream", "responses"):
         server: RunningServer = request.getfixturevalue("fake")
         answer = ask(script, server.origin, "fake", task)
         assert len(answer) > 1 if task == "stream" else answer

@@ -17,6 +17,15 @@ await run("openai", {
     for await (const chunk of helper) pieces.push(chunk.choices[0]?.delta?.content ?? "");
     return pieces;
   },
+  async responses(baseURL, model) {
+    const input = { model, input: HELLO, max_output_tokens: MAX_TOKENS };
+    const first = await client(baseURL).responses.create(input);
+    const pieces = [first.output_text];
+    for await (const event of await client(baseURL).responses.create({ ...input, previous_response_id: first.id, stream: true })) {
+      if (event.type === "response.output_text.delta") pieces.push(event.delta);
+    }
+    return pieces.join("");
+  },
   async tools(baseURL, model) {
     const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
     const answer = await client(baseURL).chat.completions.create({

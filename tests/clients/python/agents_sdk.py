@@ -1,4 +1,4 @@
-"""openai-agents, over chat completions."""
+"""openai-agents, over chat completions; and over responses, which is its default."""
 
 import asyncio
 from typing import Any
@@ -7,6 +7,7 @@ from agents import (
     Agent,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
     Runner,
     ToolCallItem,
     function_tool,
@@ -49,4 +50,11 @@ def structured(base_url: str, model: str) -> Any:
     return Runner.run_sync(agent(base_url, model, 200, output_type=Person), PERSON).final_output.model_dump()
 
 
-run("openai-agents", chat=chat, stream=stream, tools=tools, structured=structured)
+def responses(base_url: str, model: str) -> Any:
+    """What the package does by itself."""
+    served = OpenAIResponsesModel(model, AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0))
+    asked = Agent("assistant", model=served, model_settings=ModelSettings(max_tokens=MAX_TOKENS))
+    return Runner.run_sync(asked, HELLO).final_output
+
+
+run("openai-agents", responses=responses, chat=chat, stream=stream, tools=tools, structured=structured)

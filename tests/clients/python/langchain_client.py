@@ -29,4 +29,9 @@ def structured(base_url: str, model: str) -> Any:
     return formatted.invoke(PERSON).model_dump()
 
 
-run("langchain-openai", chat=chat, stream=stream, tools=tools, structured=structured)
+def responses(base_url: str, model: str) -> Any:
+    served = ChatOpenAI(model=model, base_url=base_url, api_key="none", max_tokens=MAX_TOKENS, use_responses_api=True)
+    return "".join(chunk.text for chunk in served.stream(HELLO))
+
+
+run("langchain-openai", responses=responses, chat=chat, stream=stream, tools=tools, structured=structured)

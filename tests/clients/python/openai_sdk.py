@@ -47,4 +47,14 @@ def structured(base_url: str, model: str) -> Any:
     return parsed and parsed.model_dump()
 
 
-run("openai", chat=chat, stream=stream, tools=tools, structured=structured)
+def responses(base_url: str, model: str) -> Any:
+    """Two stored turns, the second streamed."""
+    served = client(base_url)
+    first = served.responses.create(model=model, input=HELLO, max_output_tokens=MAX_TOKENS)
+    events = served.responses.create(
+        model=model, input=HELLO, previous_response_id=first.id, max_output_tokens=MAX_TOKENS, stream=True
+    )
+    return first.output_text + "".join(event.delta for event in events if event.type == "response.output_text.delta")
+
+
+run("openai", responses=responses, chat=chat, stream=stream, tools=tools, structured=structured)

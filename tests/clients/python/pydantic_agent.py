@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from pydantic_ai import Agent, NativeOutput, ToolOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from task import HELLO, MAX_TOKENS, PERSON, Person, run
 
@@ -36,4 +36,9 @@ def structured(base_url: str, model: str) -> Any:
     return agent(base_url, model, 200, output_type=NativeOutput(Person)).run_sync(PERSON).output.model_dump()
 
 
-run("pydantic-ai-slim", chat=chat, stream=stream, tools=tools, structured=structured)
+def responses(base_url: str, model: str) -> Any:
+    served = OpenAIResponsesModel(model, provider=OpenAIProvider(base_url=base_url, api_key="none"))
+    return Agent(served, model_settings={"max_tokens": MAX_TOKENS}).run_sync(HELLO).output
+
+
+run("pydantic-ai-slim", responses=responses, chat=chat, stream=stream, tools=tools, structured=structured)
