@@ -3,6 +3,8 @@
 As for chat, everything that can be a 4xx or 5xx happens before a `Stream` is returned.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from litestar import Controller, Response, delete, get, post
@@ -79,15 +81,12 @@ class ResponseController(Controller):
         (`: keep-alive`). What goes wrong before the first token has a real status.
         """
         held = request_scope(request.scope)
-        try:
+        with _prompt_is_input():
             plan = await Planner(service, settings, held.caller).plan(data)
             answer = Answer(plan, service.responses, replier.metrics)
             if plan.is_prewarm:
                 return await _prewarmed(request, service, plan, answer, is_stream=bool(data.stream))
             reply = await replier.open(request, plan.asked)
-        except ContextLengthExceeded as error:
-            error.param = "input"
-            raise
         if data.stream:
             frames = answer.frames(reply, held.request_id)
             return Stream(frames, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
@@ -108,7 +107,8 @@ class ResponseController(Controller):
         settings: NamedDependency[Settings],
     ) -> InputTokens:
         planner = Planner(service, settings, request_scope(request.scope).caller)
-        return InputTokens(input_tokens=await planner.count(data))
+        with _prompt_is_input():
+            return InputTokens(input_tokens=await planner.count(data))
 
     @get("/{response_id:str}", opt=answers(400, 404), summary="A stored response, as it was sent")
     async def retrieve(
@@ -162,6 +162,16 @@ class ResponseController(Controller):
     ) -> Response[ResponseBody]:
         await service.responses.response(request_scope(request.scope).caller, response_id)
         raise InvalidRequest("Only a response made with 'background' can be cancelled.", code="not_cancellable")
+
+
+@contextmanager
+def _prompt_is_input() -> Iterator[None]:
+    """A prompt that is too long is blamed on `input`, which is what this API calls its messages."""
+    try:
+        yield
+    except ContextLengthExceeded as error:
+        error.param = "input"
+        raise
 
 
 async def _prewarmed(

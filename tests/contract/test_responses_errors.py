@@ -88,6 +88,14 @@ def test_a_streamed_refusal_has_a_real_status(client: OpenAI) -> None:
     assert refusal(client, openai.BadRequestError, stream=True, background=True).status_code == 400
 
 
+def test_what_is_too_long_is_blamed_on_input(client: OpenAI) -> None:
+    error = refusal(client, openai.BadRequestError, given="x" * 100_000)
+    assert (error.code, error.param) == ("context_length_exceeded", "input")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.input_tokens.count(model="fake", input="x" * 100_000)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
+
+
 def test_another_model_is_unknown(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         client.responses.create(model="gpt-6", input="hello")
