@@ -10,9 +10,12 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from proxy.cache_schemas import CacheHit, CacheMiss
+from proxy.format_schemas import schema_grammar
 from proxy.refusals import invalid, unsupported
 from proxy.response_requests import (
     ConversationReference,
+    JsonObjectFormat,
+    JsonSchemaFormat,
     Reasoning,
     ResponseContext,
     ResponseRequest,
@@ -28,6 +31,7 @@ from sessions.types import (
     CacheOptions,
     ChatRequest,
     Comparison,
+    Grammar,
     Message,
     PromptReport,
     SamplingParams,
@@ -56,8 +60,6 @@ def refuse_unsupported(wire: ResponseRequest) -> None:
             raise unsupported(name)
     if wire.stream_options is not None and not wire.stream:
         raise invalid("stream_options", "it is only allowed when 'stream' is true")
-    if wire.text is not None and not isinstance(wire.text.format, TextFormat | None):
-        raise unsupported("text.format", "only the type 'text' is")
     check_context(wire)
 
 
@@ -118,7 +120,19 @@ def _sampling_params(wire: ResponseRequest) -> SamplingParams:
         max_tokens=wire.max_output_tokens,
         ignore_eos=bool(wire.ignore_eos),
         num_logprobs=_num_logprobs(wire),
+        grammar=_grammar(wire.text),
     )
+
+
+def _grammar(text: TextOptions | None) -> Grammar | None:
+    """None for any text."""
+    match text and text.format:
+        case JsonSchemaFormat(schema_=schema):
+            return schema_grammar(schema, "text.format.schema")
+        case JsonObjectFormat():
+            return schema_grammar(None, "text.format")
+        case _:
+            return None
 
 
 def _num_logprobs(wire: ResponseRequest) -> int | None:

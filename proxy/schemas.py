@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from proxy.cache_schemas import CacheExplanation
+from proxy.format_schemas import ResponseFormat
 from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.tool_schemas import CallPiece, Calls, ToolCallMade, ToolChoiceOption, Tools
 from sessions.types import PromptReport, Usage
@@ -251,6 +252,7 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     chat_template_kwargs: TemplateOptions | None = None
 
+    response_format: ResponseFormat | None = None
     prediction: Prediction | None = None
     anaphora: AnaphoraOptions | None = None
 
@@ -271,7 +273,6 @@ class ChatCompletionRequest(Struct, frozen=True, kw_only=True):
     modalities: list[Literal["text", "audio"]] | None = None
     moderation: Any = None
     prompt_cache_options: PromptCacheOptions | None = None
-    response_format: Any = None
     web_search_options: Any = None
 
 

@@ -5,10 +5,12 @@ on it.
 """
 
 import re
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
 from proxy.completion_schemas import CompletionBody
+from proxy.format_schemas import format_grammar
 from proxy.schemas import (
     AssistantMessage,
     ChatCompletionRequest,
@@ -49,14 +51,15 @@ def chat_request(wire: ChatCompletionRequest, *, tenant: Tenant, max_n: int, voc
     refuse_unsupported(wire)
     check_together(wire, max_n)
     tools = tools_of(wire.tools)
+    params = sampling_params(
+        wire,
+        vocab_size,
+        max_tokens=_or(wire.max_completion_tokens, wire.max_tokens),
+        num_logprobs=_or(wire.top_logprobs, 0) if wire.logprobs else None,
+    )
     return ChatRequest(
         messages=tuple(_message(message, index) for index, message in enumerate(wire.messages)),
-        params=sampling_params(
-            wire,
-            vocab_size,
-            max_tokens=_or(wire.max_completion_tokens, wire.max_tokens),
-            num_logprobs=_or(wire.top_logprobs, 0) if wire.logprobs else None,
-        ),
+        params=replace(params, grammar=format_grammar(wire.response_format)),
         n=_or(wire.n, 1),
         tenant=tenant,
         cache_salt=wire.cache_salt,
@@ -75,8 +78,6 @@ def refuse_unsupported(wire: ChatCompletionRequest) -> None:
     for name in _NEVER_BUILT:
         if getattr(wire, name) not in (None, []):
             raise _unsupported(name)
-    if not _is_text_format(wire.response_format):
-        raise _unsupported("response_format", "only the type 'text' is")
     if wire.modalities is not None and "audio" in wire.modalities:
         raise _unsupported("modalities", "only 'text' is")
 
@@ -202,10 +203,6 @@ def _part_text(part: ContentPart, where: str) -> str:
             return part.refusal
         case _:
             raise _unsupported(where, "only text parts are")
-
-
-def _is_text_format(response_format: Any) -> bool:
-    return response_format is None or (isinstance(response_format, dict) and response_format.get("type") == "text")
 
 
 def _or(value: Any, default: Any) -> Any:

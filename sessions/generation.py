@@ -185,7 +185,7 @@ def _text(choice: Choice, output: RequestOutput) -> str:
     stream, logprobs = choice.stream, choice.logprobs
     if logprobs is None:
         return stream.decode(output.token_ids)
-    ends_at = len(output.token_ids) - 1 if output.finish_reason == "stop" else None  # a token that only ends: not shown
+    ends_at = len(output.token_ids) - 1 if output.ends_with_eos else None  # a token that only ends: not shown
     pieces = []
     for index, (token_id, score) in enumerate(zip(output.token_ids, output.scores, strict=True)):
         if stream.stopped:

@@ -104,10 +104,11 @@ class Grammars:
         if self._tokenizer is None:
             raise _refused(grammar, "this server's model has a tokenizer for which no grammar can be compiled")
         prototype = LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=LIMITS)
-        if not prototype.is_error():
-            prototype.compute_bitmask()  # what is too large to follow fails here
-        if prototype.is_error():
-            raise _refused(grammar, _reason(prototype.get_error()))
+        begun = prototype.deep_copy()
+        begun.consume_tokens(begun.compute_ff_tokens())
+        begun.compute_bitmask()  # what is too large to be followed mostly fails here
+        if begun.is_error():
+            raise _refused(grammar, _reason(begun.get_error()))
         return prototype
 
 
@@ -213,7 +214,7 @@ def _refused(grammar: Grammar, reason: str) -> InvalidRequest:
 
 def _reason(message: str) -> str:
     """llguidance's message in one line, with the keyword it is about."""
-    lines = [line.strip() for line in message.split("\n<state>")[0].splitlines() if line.strip()]
+    lines = [line.strip() for line in message.split("\n<")[0].splitlines() if line.strip()]
     keyword = next((keyword for beginning, keyword in _UNNAMED.items() if message.startswith(beginning)), None)
     reason = lines[-1].removeprefix("error: ") if lines else "it cannot be compiled"
     reason = reason if len(reason) <= 300 else reason[:300] + "…"

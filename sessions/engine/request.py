@@ -163,6 +163,10 @@ class Request:
         return self.read_points[index - 1] if index else 0
 
     @property
+    def ends_with_eos(self) -> bool:
+        return self.token_ids[-1] in self.eos_token_ids
+
+    @property
     def error(self) -> SessionError | None:
         """Why it must end without a reply, if it must."""
         return None if self.constraint is None else self.constraint.error
@@ -188,7 +192,7 @@ class Request:
 
     def finish_reason(self) -> FinishReason | None:
         """Why generation ends after the last appended token, if it does."""
-        if self.token_ids[-1] in self.eos_token_ids and (self.constraint is not None or not self.params.ignore_eos):
+        if self.ends_with_eos and (self.constraint is not None or not self.params.ignore_eos):
             return "stop"
         if self.constraint is not None and self.constraint.is_complete:
             return "stop"
@@ -228,3 +232,5 @@ class RequestOutput:
     num_restored_tokens: int = 0
     scores: tuple[TokenScore, ...] = ()
     prompt_scores: tuple[TokenScore, ...] = ()
+    ends_with_eos: bool = False
+    """The last of `token_ids` only ends the reply."""

@@ -289,6 +289,7 @@ class Scheduler:
             num_restored_tokens=request.num_restored_tokens,
             scores=result.scores[:count],
             prompt_scores=tuple(request.prompt_scores) if prompt_done else (),
+            ends_with_eos=finish_reason == "stop" and request.ends_with_eos,
         )
 
     def _stop_computing(self, request: Request) -> None:

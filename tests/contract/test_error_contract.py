@@ -29,7 +29,7 @@ def ask(client: OpenAI, **parameters: Any) -> Any:
         ({"logit_bias": {"999": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"1": 100, "00000001": 100}}, "logit_bias", "invalid_value"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
         ({"top_logprobs": 1}, "top_logprobs", "invalid_value"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},

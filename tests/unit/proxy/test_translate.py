@@ -1,5 +1,6 @@
 """The wire into sessions' values: defaults, refusals by name, checks over two fields."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 from proxy.schemas import CHAT_DECODER
 from proxy.translate import chat_request
 from sessions.errors import InvalidRequest
-from sessions.types import Breakpoint, CacheOptions, ChatRequest, Message, Part, SamplingParams, Tenant
+from sessions.types import Breakpoint, CacheOptions, ChatRequest, Grammar, Message, Part, SamplingParams, Tenant
 
 USER = {"role": "user", "content": "hello"}
 
@@ -146,9 +147,6 @@ def test_a_mark_of_another_shape_is_refused(mark: Any) -> None:
         ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"function_call": "auto"}, "function_call"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"response_format": "text"}, "response_format"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
@@ -170,6 +168,20 @@ def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], param: str
     error = refusal(**fields)
     assert (error.param, error.code) == (param, "unsupported_parameter")
     assert param in error.message
+
+
+def test_what_an_answer_must_look_like() -> None:
+    schema = {"properties": {"b": {"type": "string"}, "a": {"enum": [1, 2.5]}}, "type": "object"}
+    asked = translate(
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": False}}
+    )
+    grammar = asked.params.grammar
+    assert grammar is not None and grammar.param == "response_format.json_schema.schema"
+    assert list(json.loads(grammar.source).items()) == list(schema.items()), "the order of keys is the answer's"
+    any_object = Grammar("json_schema", '{"type":"object"}')
+    for wire in ({"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x"}}):
+        assert translate(response_format=wire).params.grammar == any_object
+    assert translate(response_format={"type": "text"}).params.grammar is None
 
 
 def test_what_is_said_of_the_cache() -> None:

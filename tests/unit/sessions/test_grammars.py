@@ -1,0 +1,252 @@
+"""Grammars: what compiles is obeyed to the letter, what does not is refused by its keyword."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from sessions.engine.masks import compute_masks
+from sessions.engine.request import Request
+from sessions.engine.sampler import sample
+from sessions.engine.schedule import Draw
+from sessions.errors import InvalidRequest
+from sessions.grammars import MAX_PROTOTYPES, MAX_SOURCE_CHARACTERS, GrammarConstraint, Grammars, embedded_json
+from sessions.hashing import HashChain
+from sessions.tokenizer import Tokenizer
+from sessions.types import BlockHash, Grammar, RequestId, SamplingParams
+from tests.fakes import byte_tokenizer
+from tests.schemas import NAMED, closed
+
+MAX_TOKENS = 700
+FORMATS = jsonschema.FormatChecker(("date", "email", "ipv4", "uuid"))
+TOKENIZER = byte_tokenizer()
+EOS = next(iter(TOKENIZER.eos_token_ids))
+
+
+@pytest.fixture
+async def grammars() -> AsyncIterator[Grammars]:
+    made = Grammars(TOKENIZER)
+    yield made
+    made.close()
+
+
+def of_schema(schema: dict[str, Any]) -> Grammar:
+    return Grammar("json_schema", json.dumps(schema))
+
+
+def legal(constraint: GrammarConstraint, *drafts: int) -> set[int]:
+    """What may follow the output and `drafts`."""
+    bits = np.unpackbits(np.frombuffer(constraint.masks(drafts)[-1], np.uint8), bitorder="little")
+    return set(np.flatnonzero(bits).tolist())
+
+
+def generate(constraint: GrammarConstraint, params: SamplingParams, seed: int) -> Request:
+    """Draw from random logits, as the runner would, until the request ends. Ends of strings and objects are likely."""
+    chain = HashChain(BlockHash(b"r" * 16), 16)
+    request = Request(
+        RequestId("r"), [1], chain, params, MAX_TOKENS, TOKENIZER.eos_token_ids, seed, constraint=constraint
+    )
+    noise = torch.Generator().manual_seed(seed)
+    ends = TOKENIZER.encode_text('"}]', scope="")
+    while request.finish_reason() is None:
+        logits = torch.randn(1, TOKENIZER.vocab_size, generator=noise)
+        logits[:, ends] += 3
+        draws = [Draw(0, request, ())]
+        request.append(sample(logits, draws, compute_masks(draws))[0])
+        assert request.error is None
+    return request
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", NAMED)
+async def test_every_schema_is_obeyed(grammars: Grammars, name: str, temperature: float) -> None:
+    validator = jsonschema.Draft202012Validator(NAMED[name], format_checker=FORMATS)
+    compiled = await grammars.compile(of_schema(NAMED[name]))
+    for seed in range(3):
+        request = generate(compiled.constraint(), SamplingParams(temperature=temperature), seed)
+        text = TOKENIZER.decode(request.token_ids[1:])
+        assert request.finish_reason() == "stop", text
+        validator.validate(json.loads(text))
+
+
+async def test_any_object_is_one(grammars: Grammars) -> None:
+    compiled = await grammars.compile(of_schema({"type": "object"}))
+    for seed in range(20):
+        request = generate(compiled.constraint(), SamplingParams(), seed)
+        if request.finish_reason() == "stop":
+            assert isinstance(json.loads(TOKENIZER.decode(request.token_ids[1:])), dict)
+
+
+async def test_neither_bias_nor_penalties_make_a_token_legal(grammars: Grammars) -> None:
+    compiled = await grammars.compile(of_schema({"enum": ["yes", "no"]}))
+    letters = TOKENIZER.encode_text("{x", scope="")
+    params = SamplingParams(
+        logit_bias=((EOS, 100.0), *((letter, 100.0) for letter in letters)), presence_penalty=-2, frequency_penalty=-2
+    )
+    for seed in range(5):
+        text = TOKENIZER.decode(generate(compiled.constraint(), params, seed).token_ids[1:])
+        assert text in ('"yes"', '"no"')
+
+
+async def test_the_end_of_the_reply_is_legal_exactly_where_the_output_matches(grammars: Grammars) -> None:
+    constraint = (await grammars.compile(of_schema({"type": "integer", "minimum": 0, "maximum": 99}))).constraint()
+    assert EOS not in legal(constraint)
+    constraint.accept(*TOKENIZER.encode_text("7", scope=""))
+    assert EOS in legal(constraint) and not constraint.is_complete
+    constraint.accept(*TOKENIZER.encode_text("0", scope=""))
+    assert legal(constraint) == {EOS} and constraint.is_complete
+
+
+async def test_an_eos_under_a_grammar_ends_a_reply_that_ignores_eos(grammars: Grammars) -> None:
+    compiled = await grammars.compile(of_schema({"type": "integer"}))
+    params = SamplingParams(ignore_eos=True, logit_bias=((EOS, 100.0),))
+    request = generate(compiled.constraint(), params, 1)
+    assert request.finish_reason() == "stop" and request.num_output_tokens < 10
+
+
+async def test_control_tokens_are_text_to_no_schema(grammars: Grammars) -> None:
+    constraint = (await grammars.compile(of_schema({"type": "string"}))).constraint()
+    constraint.accept(*TOKENIZER.encode_text('"', scope=""))
+    assert len(legal(constraint)) > 100
+    assert not legal(constraint) & TOKENIZER.control_ids
+
+
+async def test_a_control_token_that_is_not_special_is_no_text_either(chatml_folder: Path) -> None:
+    """`<think>` is an added token like any other to the tokenizer; only a grammar that names it lets it be drawn."""
+    tokenizer = Tokenizer.load(chatml_folder)
+    think = AutoTokenizer.from_pretrained(chatml_folder).convert_tokens_to_ids("<think>")
+    assert think in tokenizer.control_ids
+    grammars = Grammars(tokenizer)
+    inside = (await grammars.compile(of_schema({"type": "string"}))).constraint()
+    inside.accept(*tokenizer.encode_text('"', scope=""))
+    assert not legal(inside) & tokenizer.control_ids
+    named = (await grammars.compile(Grammar("lark", f"start: <think> {embedded_json(closed())}"))).constraint()
+    assert legal(named) == {think}
+    grammars.close()
+
+
+async def test_drafts_leave_no_trace(grammars: Grammars) -> None:
+    compiled = await grammars.compile(of_schema({"type": "array", "items": {"enum": ["ab", "ac"]}, "maxItems": 2}))
+    drafted, plain = compiled.constraint(), compiled.constraint()
+    for token in TOKENIZER.encode_text('["ab", "ac"]', scope=""):
+        rest = TOKENIZER.encode_text('["ab", "ac"]', scope="")
+        drafts = rest[: drafted.num_legal(rest)]
+        masks = drafted.masks(drafts)
+        assert len(masks) == 1 + len(drafts)
+        assert masks[0] == plain.masks(())[0]
+        drafted.accept(token)
+        plain.accept(token)
+    assert drafted.is_complete and plain.is_complete
+    assert drafted.masks(()) == plain.masks(())
+
+
+async def test_masks_after_drafts_are_those_after_the_tokens(grammars: Grammars) -> None:
+    compiled = await grammars.compile(of_schema(closed(name={"type": "string", "maxLength": 3})))
+    ids = TOKENIZER.encode_text('{"name": "xy', scope="")
+    at_once = compiled.constraint().masks(ids)
+    step_by_step = compiled.constraint()
+    for index, token in enumerate(ids):
+        assert at_once[index] == step_by_step.masks(())[0], index
+        step_by_step.accept(token)
+    assert at_once[-1] == step_by_step.masks(())[0]
+
+
+async def test_what_is_forced_is_all_that_is_legal(grammars: Grammars) -> None:
+    constraint = (await grammars.compile(of_schema(closed(name={"type": "boolean"}, age={"const": 7})))).constraint()
+    num_forced = 0
+    while not constraint.is_complete:
+        forced = constraint.forced(64)
+        for index, token in enumerate(forced):
+            assert legal(constraint, *forced[:index]) == {token}
+        num_forced += len(forced)
+        for token in forced or [min(legal(constraint))]:
+            constraint.accept(token)
+    assert num_forced > 20
+    assert constraint.forced(64) == (), "an end of the reply is drawn, not forced"
+
+
+async def test_drafts_are_cut_at_the_first_illegal_one(grammars: Grammars) -> None:
+    constraint = (await grammars.compile(of_schema({"const": "abc"}))).constraint()
+    assert constraint.num_legal(TOKENIZER.encode_text('"abX', scope="")) == 3
+    assert constraint.num_legal((*TOKENIZER.encode_text('"abc"', scope=""), EOS)) == 5
+    assert constraint.forced(0) == ()
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"not": {"type": "string"}}, '"not"'),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "object", "propertyNames": {"pattern": "a"}}, "propertyNames"),
+        ({"if": {}, "then": {}}, '"if"'),
+        ({"type": "wrong"}, "type"),
+        ({"type": "string", "pattern": "(("}, "pattern: unclosed group"),
+        ({"type": "string", "pattern": "(?=a)b"}, "pattern: look-around"),
+        ({"type": "string", "format": "poem"}, "format: poem"),
+        ({"type": "string", "minLength": -1}, "minLength"),
+        ({"$ref": "#/$defs/nowhere"}, "$ref"),
+        ({"$ref": "https://example.com/schema"}, "$ref"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum"),
+        ({"properties": []}, "properties"),
+        ({"enum": []}, "empty"),
+        ({"required": "a"}, "required"),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, ""),
+        ({"type": "object", "properties": {f"k{index}": {"type": "string"} for index in range(2500)}}, ""),
+        ({"enum": ["x" * MAX_SOURCE_CHARACTERS]}, "characters"),
+    ],
+)
+async def test_a_schema_that_cannot_be_compiled_is_refused_by_its_keyword(
+    grammars: Grammars, schema: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await grammars.compile(replace(of_schema(schema), param="response_format.json_schema.schema"))
+    assert refused.value.param == "response_format.json_schema.schema"
+    assert refused.value.code == "invalid_value"
+    assert named in refused.value.message
+    assert len(refused.value.message) < 500 and "\n" not in refused.value.message
+
+
+async def test_a_schema_cannot_switch_the_whitespace(grammars: Grammars) -> None:
+    schema = {**closed(a={"const": 1}), "x-guidance": {"whitespace_flexible": True, "item_separator": ";"}}
+    compiled = await grammars.compile(of_schema(schema))
+    assert TOKENIZER.decode(generate(compiled.constraint(), SamplingParams(), 1).token_ids[1:]) == '{"a": 1}'
+
+
+async def test_only_the_latest_grammars_are_kept(grammars: Grammars) -> None:
+    def numbered(number: int) -> Grammar:
+        return of_schema({"const": number})
+
+    first = await grammars.compile(numbered(0))
+    again = await grammars.compile(replace(numbered(0), param="text.format.schema"))
+    assert again._prototype is first._prototype, "the same grammar is compiled once, wherever it stood"
+    for number in range(1, MAX_PROTOTYPES + 1):
+        await grammars.compile(numbered(number))
+    assert len(grammars._prototypes) == MAX_PROTOTYPES
+    assert numbered(0) not in grammars._prototypes
+    assert TOKENIZER.decode(generate(first.constraint(), SamplingParams(), 1).token_ids[1:]) == "0"
+
+
+async def test_a_chain_of_references_needs_no_more_stack_than_there_is(grammars: Grammars) -> None:
+    """llguidance recurses along it: on an ordinary stack this ends the process."""
+    links = {f"a{n}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/a{n + 1}"}}} for n in range(1600)}
+    schema = {"$ref": "#/$defs/a0", "$defs": {**links, "a1600": {"type": "null"}}}
+    assert not (await grammars.compile(of_schema(schema))).constraint().is_complete
+
+
+async def test_a_grammar_that_becomes_too_complex_ends_its_request_with_an_error(grammars: Grammars) -> None:
+    """Never with a token that nothing allowed."""
+    wide = {"type": "object", "properties": {f"k{index}": {"type": "string"} for index in range(2500)}}
+    constraint = (await grammars.compile(of_schema({"anyOf": [{"type": "null"}, wide]}))).constraint()
+    constraint.accept(*TOKENIZER.encode_text("{", scope=""))
+    constraint.masks(())
+    assert constraint.error is not None and "items" in constraint.error.message
+    assert (constraint.error.code, constraint.error.param) == ("grammar_too_complex", "response_format")
+    assert not constraint.is_complete
