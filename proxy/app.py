@@ -5,6 +5,8 @@
 /health /ready /metrics /schema      open
 """
 
+import functools
+
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
@@ -37,7 +39,7 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
 
     What requests share is in `app.state`, nothing in guards or middleware: Litestar copies those for every
     route. settings, key_ring, in_flight, metrics, service (once open), open_replies (a drain ends them at its
-    time limit), openapi (the encoded document).
+    time limit), openapi (makes the encoded document, once).
     """
 
     state = State({"settings": settings, "open_replies": OpenReplies()})
@@ -62,7 +64,7 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
         logging_config=None,
         openapi_config=None,
     )
-    app.state.openapi = ENCODER.encode(openapi_document(app))
+    app.state.openapi = functools.cache(lambda: ENCODER.encode(openapi_document(app)))
     return app
 
 

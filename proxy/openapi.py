@@ -1,4 +1,4 @@
-"""The OpenAPI document, out of the routes that are served: one walk, at start, pure.
+"""The OpenAPI document, out of the routes that are served: one walk, pure.
 
     route        path, methods, path and query parameters
     signature    `data` is the body, the return annotation the answer
