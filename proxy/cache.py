@@ -12,7 +12,15 @@ from litestar.params import JSONBody, PathParameter
 
 from proxy.asked import asked_of
 from proxy.body import BodyRequest
-from proxy.cache_schemas import CacheDropped, CacheEntries, CacheEntry, CacheExplanation, CachePinned, CacheWarmed
+from proxy.cache_schemas import (
+    CacheDropped,
+    CacheEntries,
+    CacheEntry,
+    CacheExplanation,
+    CachePinned,
+    CacheStats,
+    CacheWarmed,
+)
 from proxy.documented import EXAMPLE, answers
 from proxy.schemas import ChatCompletionRequest
 from proxy.scope import request_scope
@@ -106,11 +114,21 @@ class CacheController(Controller):
         asked = asked_of(service, data, request_scope(request.scope), settings)
         return CacheDropped(tokens=await service.cache.drop(asked))
 
-    @get(summary="What this tenant has in the pool")
+    @get("/stats", summary="How much this tenant has, in the pool and on disk")
+    async def stats(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheStats:
+        totals = await service.cache.totals(request_scope(request.scope).caller)
+        return CacheStats.of(totals, service.bytes_per_token)
+
+    @get(summary="What this tenant has, path by path")
     async def entries(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheEntries:
-        holdings, num_tokens = await service.cache.holdings(request_scope(request.scope).caller)
+        caller = request_scope(request.scope).caller
+        holdings, num_tokens = await service.cache.holdings(caller)
+        on_disk = await service.cache.disk_holdings(caller)
         return CacheEntries(
-            data=[CacheEntry.of(holding, service.bytes_per_token) for holding in holdings],
+            data=[
+                *(CacheEntry.of(holding, service.bytes_per_token) for holding in holdings),
+                *map(CacheEntry.on_disk, on_disk),
+            ],
             tokens=num_tokens,
             bytes=num_tokens * service.bytes_per_token,
         )

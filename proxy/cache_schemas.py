@@ -4,7 +4,9 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from sessions.cache_control import Totals
 from sessions.engine.holdings import Holding
+from sessions.tiers import DiskHolding
 from sessions.types import Divergence, Explanation, MissClass
 
 
@@ -144,21 +146,22 @@ class CacheDropped(Struct, frozen=True, kw_only=True):
 class CacheEntry(Struct, frozen=True, kw_only=True):
     """One stored path.
 
-    id: for `DELETE`; null for less than a block. object: always the same. tier: where it is. tokens: from the root on.
-    shared_tokens: that other entries have too. declared_tokens: leading ones that the operator shares between tenants;
-    they are in no tenant's totals. bytes: that all its tokens take. age_s: seconds since it was stored. hits: how often
-    it was reused. ttl_s: seconds until it may go; null where it cannot expire. pinned: never evicted.
+    id: for `DELETE`; null for less than a block. object: always the same. tier: where it is; `disk` if only there.
+    tokens: from the root on, on disk without declared ones. shared_tokens: that other entries have too.
+    declared_tokens: leading ones that the operator shares between tenants; they are in no tenant's totals. bytes: that
+    its tokens take, without declared ones. age_s: seconds since its last use. hits: how often it was reused; null on
+    disk. ttl_s: seconds until it may go; null where it cannot expire, and on disk. pinned: never evicted.
     """
 
     id: str | None
     object: Literal["cache.entry"] = "cache.entry"
-    tier: Literal["pool"] = "pool"
+    tier: Literal["pool", "disk"]
     tokens: int
     shared_tokens: int
     declared_tokens: int
     bytes: int
     age_s: float
-    hits: int
+    hits: int | None
     ttl_s: float | None
     pinned: bool
 
@@ -166,6 +169,7 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
     def of(cls, held: Holding, bytes_per_token: int) -> "CacheEntry":
         return cls(
             id=None if held.leaf_hash is None else held.leaf_hash.hex(),
+            tier="pool",
             tokens=held.num_tokens,
             shared_tokens=held.num_shared_tokens,
             declared_tokens=held.num_declared_tokens,
@@ -176,13 +180,57 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
             pinned=held.is_pinned,
         )
 
+    @classmethod
+    def on_disk(cls, held: DiskHolding) -> "CacheEntry":
+        return cls(
+            id=held.leaf_hash.hex(),
+            tier="disk",
+            tokens=held.num_tokens,
+            shared_tokens=held.num_shared_tokens,
+            declared_tokens=0,
+            bytes=held.num_bytes,
+            age_s=round(held.age_s, 3),
+            hits=None,
+            ttl_s=None,
+            pinned=False,
+        )
+
 
 class CacheEntries(Struct, frozen=True, kw_only=True):
-    """data: the most recently used first. object: always the same. tokens, bytes: of all; what paths share is counted
-    once.
+    """data: those in the pool, then those on disk alone; the most recently used first. object: always the same.
+    tokens, bytes: in the pool; what paths share is counted once.
     """
 
     data: list[CacheEntry]
     object: Literal["list"] = "list"
     tokens: int
     bytes: int
+
+
+class CacheStats(Struct, frozen=True, kw_only=True):
+    """What a tenant has; every block is counted once.
+
+    object: always the same. pool_tokens, pool_bytes: in the pool. pinned_tokens: of these, never evicted.
+    budget_bytes: what the pool keeps of it at most; null for no bound.
+    disk_tokens, disk_bytes: on disk, also what is in the pool.
+    """
+
+    object: Literal["cache.stats"] = "cache.stats"
+    pool_tokens: int
+    pool_bytes: int
+    pinned_tokens: int
+    budget_bytes: int | None
+    disk_tokens: int
+    disk_bytes: int
+
+    @classmethod
+    def of(cls, totals: Totals, bytes_per_token: int) -> "CacheStats":
+        budget = totals.budget_tokens
+        return cls(
+            pool_tokens=totals.pool_tokens,
+            pool_bytes=totals.pool_tokens * bytes_per_token,
+            pinned_tokens=totals.pinned_tokens,
+            budget_bytes=None if budget is None else budget * bytes_per_token,
+            disk_tokens=totals.disk_tokens,
+            disk_bytes=totals.disk_bytes,
+        )

@@ -24,7 +24,7 @@ from sessions.index import PrefixIndex
 from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies, Transcript
 from sessions.sightings import Sightings
-from sessions.tiers import DiskTier
+from sessions.tiers import DiskHolding, DiskTier
 from sessions.tokenizer import Tokenizer
 from sessions.types import BlockHash, ChatRequest, Comparison, Divergence, Explanation, Tenant, TokensByTier
 
@@ -43,6 +43,17 @@ class _InPool:
     num_held: int
     loss: Loss | None
     then: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Tokens of a tenant's in the pool, and of them pinned; its budget, None for none. Tokens and bytes on disk."""
+
+    pool_tokens: int
+    pinned_tokens: int
+    budget_tokens: int | None
+    disk_tokens: int
+    disk_bytes: int
 
 
 class CacheControl:
@@ -78,6 +89,27 @@ class CacheControl:
 
         holdings, num_tokens = await self._between_steps(look)
         return sorted(holdings, key=lambda holding: holding.age_s), num_tokens
+
+    async def disk_holdings(self, tenant: Tenant) -> list[DiskHolding]:
+        """Every path that this tenant has on disk and not in the pool, the last used first."""
+        if self._disk is None:
+            return []
+        found = await asyncio.to_thread(self._disk.holdings, self._unsalted(tenant))
+        return [holding for holding in found if self._pool.find(holding.leaf_hash) is None]
+
+    async def totals(self, tenant: Tenant) -> Totals:
+        """What a tenant has, each block counted once."""
+
+        def look() -> tuple[int, int]:
+            roots = self._pool.roots_of(tenant.id)
+            return self._pool.num_tokens(roots), self._pool.num_pinned_tokens(roots)
+
+        pool, pinned = await self._between_steps(look)
+        num_blocks = 0 if self._disk is None else self._disk.num_blocks_of(self._unsalted(tenant))
+        disk_bytes = 0 if self._disk is None else num_blocks * self._disk.block_bytes
+        budget = self._pool.budget_of(tenant.id)
+        size = self._pool.block_size
+        return Totals(pool, pinned, None if budget is None else budget * size, num_blocks * size, disk_bytes)
 
     # -- pinning and dropping --
 
@@ -115,10 +147,20 @@ class CacheControl:
         """Forget what this leaf's path shares with no other. Returns tokens; 0 for a leaf that is not the tenant's."""
         found = await self._between_steps(lambda: self._first_own(self._pool.roots_of(tenant.id), leaf_hash))
         if found is None:
-            return 0
+            return await self._drop_path_on_disk(tenant, leaf_hash)
         root, first, is_branch = found
         self._replies.forget(self._unsalted(tenant) if is_branch else root)
         return await self._forget(root, first)
+
+    async def _drop_path_on_disk(self, tenant: Tenant, leaf_hash: BlockHash) -> int:
+        own = self._unsalted(tenant)
+        dropped = None if self._disk is None else await asyncio.to_thread(self._disk.drop_path, own, leaf_hash)
+        if dropped is None:
+            return 0
+        num_blocks, root = dropped
+        for replies_root in {own, root}:  # whether the root begins after shared content is not known here
+            self._replies.forget(replies_root)
+        return num_blocks * self._pool.block_size
 
     def _first_own(
         self, roots: Collection[BlockHash], leaf_hash: BlockHash

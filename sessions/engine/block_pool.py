@@ -116,6 +116,11 @@ class BlockPool:
         tops = (block for root in roots for block in self._tree.roots.get(root) or ())
         return sum(len(block.token_ids) for block in self._tree.below(tops))
 
+    def num_pinned_tokens(self, roots: Iterable[BlockHash]) -> int:
+        """Of `num_tokens`, those that are pinned. O(blocks under these roots)."""
+        tops = (block for root in roots for block in self._tree.roots.get(root) or ())
+        return sum(len(block.token_ids) for block in self._tree.below(tops) if block.num_pins)
+
     def is_branch(self, root: BlockHash) -> bool:
         """Does what is stored under `root` begin after a shared block?"""
         return any(block.parent is not None for block in self._tree.roots.get(root) or ())
@@ -243,6 +248,11 @@ class BlockPool:
         What is over it goes when a request ends, or when room is needed.
         """
         self._idle.set_budget(owner, num_blocks, self.blocks)
+
+    def budget_of(self, owner: str) -> int | None:
+        """Blocks; None without a bound. Any thread."""
+        budget = self._idle.budgets.by_owner.get(owner)
+        return None if budget is None else budget.max_num_blocks
 
     def _keep_budgets(self, now: float) -> None:
         for block, reason in self._idle.over_budget(now):

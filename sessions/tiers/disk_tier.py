@@ -17,7 +17,7 @@ from sessions.engine.request import RestoredBlocks
 from sessions.hashing import HashChain
 from sessions.tiers.restore import Restorer
 from sessions.tiers.segment_file import SegmentFormat
-from sessions.tiers.segment_store import FolderInUse, SegmentStore
+from sessions.tiers.segment_store import DiskHolding, FolderInUse, SegmentStore
 from sessions.tiers.write_behind import BetweenSteps, Find, KVReader, WriteBehind
 from sessions.types import BlockHash
 
@@ -80,6 +80,22 @@ class DiskTier:
         Blocking I/O; raises OSError.
         """
         return self._store.drop(root, first)
+
+    def holdings(self, tenant: BlockHash) -> list[DiskHolding]:
+        """Every path of a tenant's, by the root that it has without a salt; the last used first. Blocking I/O."""
+        return self._store.holdings(tenant)
+
+    def num_blocks_of(self, tenant: BlockHash) -> int:
+        return self._store.num_blocks_of(tenant)
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block, on disk."""
+        return self._store.form.stride
+
+    def drop_path(self, tenant: BlockHash, leaf: BlockHash) -> tuple[int, BlockHash] | None:
+        """As `SegmentStore.drop_path`."""
+        return self._store.drop_path(tenant, leaf)
 
     def stats(self) -> DiskStats:
         return DiskStats(

@@ -51,6 +51,15 @@ class Piece(NamedTuple):
     position: int
 
 
+class StoredPath(NamedTuple):
+    """A path from its root to a block that nothing follows, the last of `segment`. num_shared_blocks: leading ones that
+    another path has too."""
+
+    segment: Segment
+    num_blocks: int
+    num_shared_blocks: int
+
+
 class SegmentIndex:
     """block hash -> (segment, place in it). Not thread-safe: its owner locks."""
 
@@ -155,6 +164,41 @@ class SegmentIndex:
             for segment in self._order
             if segment.before is None and root in (segment.anchor.root, segment.anchor.tenant)
         ]
+
+    def paths_of(self, tenant: BlockHash) -> list[StoredPath]:
+        """Every path of a tenant's, whatever its root; the one that would go first comes first. O(segments)."""
+        return [
+            self._path_to(segment)
+            for segment in self._order
+            if segment.anchor.tenant == tenant and self._ends_path(segment)
+        ]
+
+    def path_end(self, block_hash: BlockHash) -> Segment | None:
+        """The segment that ends in this block, if a path does."""
+        segment = self.segment_of(block_hash)
+        return (
+            segment if segment is not None and segment.hashes[-1] == block_hash and self._ends_path(segment) else None
+        )
+
+    def _ends_path(self, segment: Segment) -> bool:
+        return all(self._hangs_at(child) < len(segment.hashes) for child in segment.children)
+
+    def _hangs_at(self, segment: Segment) -> int:
+        """How many blocks of the segment before it a segment follows."""
+        return self._places[segment.anchor.parent][1] + 1
+
+    def _path_to(self, last: Segment) -> StoredPath:
+        num_blocks = num_shared = 0
+        child: Segment | None = None
+        for segment in last.path():
+            own = len(segment.hashes) if child is None else self._hangs_at(child)
+            others = [min(own, self._hangs_at(other)) for other in segment.children if other is not child]
+            if child is not None and len(segment.hashes) > own:
+                others.append(own)
+            num_blocks += own
+            num_shared = num_shared + own if num_shared else max(others, default=0)
+            child = segment
+        return StoredPath(last, num_blocks, num_shared)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every invariant of this module's docstring holds. O(blocks)."""

@@ -49,6 +49,20 @@ class ForeignFile(NamedTuple):
     num_bytes: int
 
 
+class DiskHolding(NamedTuple):
+    """A path on disk, as its tenant lists it.
+
+    leaf_hash: of its last block. num_shared_tokens: leading ones that another path has too. age_s: since it was last
+    written or read.
+    """
+
+    leaf_hash: BlockHash
+    num_tokens: int
+    num_shared_tokens: int
+    num_bytes: int
+    age_s: float
+
+
 class SegmentStore:
     """Raises OSError or FolderInUse when made; afterwards `append` and `read` may raise OSError, nothing else does.
 
@@ -107,6 +121,25 @@ class SegmentStore:
         """Where the leading blocks of `hashes[start:]` are. No I/O; fit for the event loop."""
         with self._lock:
             return self._index.pieces(root, hashes, start)
+
+    def holdings(self, tenant: BlockHash) -> list[DiskHolding]:
+        """Every path of a tenant's, the last used first. Blocking I/O."""
+        with self._lock:
+            paths = self._index.paths_of(tenant)
+        now_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        size, found = self.form.block_size, []
+        for segment, num_blocks, num_shared in reversed(paths):
+            with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+                age_s = max(0, now_ns - self._path(segment.name).stat().st_mtime_ns) / 1e9
+                num_bytes = num_blocks * self.form.stride
+                leaf = segment.hashes[-1]
+                found.append(DiskHolding(leaf, num_blocks * size, num_shared * size, num_bytes, age_s))
+        return found
+
+    def num_blocks_of(self, tenant: BlockHash) -> int:
+        """Blocks of a tenant's, each counted once. O(segments)."""
+        with self._lock:
+            return sum(len(segment.hashes) for segment in self._index if segment.anchor.tenant == tenant)
 
     def touch(self, block_hash: BlockHash) -> None:
         """The path up to this block was used now."""
@@ -185,6 +218,21 @@ class SegmentStore:
             segment = None if first is None else self._index.segment_of(first)
             segments = self._index.under(root) if first is None else [segment] if segment is not None else []
         return sum(self._remove(segment) for segment in segments)
+
+    def drop_path(self, tenant: BlockHash, leaf: BlockHash) -> tuple[int, BlockHash] | None:
+        """Forget the files that a path of the tenant's needs alone, and what follows them. Raises OSError.
+
+        Returns blocks, and the path's root; None if no path of the tenant's ends in this block.
+        """
+        with self._lock:
+            segment = self._index.path_end(leaf)
+            if segment is None or segment.anchor.tenant != tenant:
+                return None
+            self.num_drops += 1
+            before = segment.before
+            while before is not None and len(before.children) == 1 and segment.anchor.parent == before.hashes[-1]:
+                segment, before = before, before.before
+        return self._remove(segment), segment.anchor.root
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless index, files and sizes agree. Only while nobody writes."""

@@ -40,6 +40,9 @@ class Tenant:
     def entries(self) -> Any:
         return self._client.get("/cache", cast_to=dict[str, Any])
 
+    def stats(self) -> Any:
+        return self._client.get("/cache/stats", cast_to=dict[str, Any])
+
     def drop(self, entry_id: str = "") -> int:
         path = f"/cache/{entry_id}" if entry_id else "/cache"
         return int(self._client.delete(path, cast_to=dict[str, Any])["tokens"])
@@ -107,6 +110,18 @@ def test_entries_say_what_is_held() -> None:
         assert entries["tokens"] == one["tokens"] + two["tokens"] - one["shared_tokens"]
         assert 1700 < two["ttl_s"] <= 1800
         assert all(entry["tier"] == "pool" and len(entry["id"]) == 32 for entry in entries["data"])
+
+
+def test_stats_are_a_tenant_s_own() -> None:
+    with tenants() as (alice, bob, _):
+        nothing = {"pool_tokens": 0, "pool_bytes": 0, "pinned_tokens": 0, "disk_tokens": 0, "disk_bytes": 0}
+        assert alice.stats() == nothing | {"object": "cache.stats", "budget_bytes": None}
+        alice.chat(SYSTEM, question("One?"))
+        pinned = alice.post("pin", SYSTEM, question("One?"))["tokens"]
+        stats, entries = alice.stats(), alice.entries()
+        assert (stats["pool_tokens"], stats["pool_bytes"]) == (entries["tokens"], entries["bytes"])
+        assert 0 < stats["pinned_tokens"] == pinned < stats["pool_tokens"]
+        assert bob.stats() == nothing | {"object": "cache.stats", "budget_bytes": None}
 
 
 def test_dropping_a_prefix_an_entry_and_everything() -> None:

@@ -89,6 +89,25 @@ async def test_a_fresh_process_forgets_what_an_earlier_one_kept(valkey: ValkeySe
             assert ((await after.explain(asked(tenant, salt))).tiers.disk > 0) is is_held
 
 
+async def test_what_only_the_disk_has_is_listed_and_dropped_by_its_tenant(tmp_path: Path) -> None:
+    disk = (tmp_path, 2**24)
+    async with service(disk=disk) as before:
+        for tenant, salt in (("alice", None), ("alice", "one"), ("bob", None)):
+            await say(before, asked(tenant, salt))
+        assert await before.cache.disk_holdings(Tenant("alice")) == [], "all of it is in the pool"
+    async with service(disk=disk) as after:
+        alice, bob = Tenant("alice"), Tenant("bob")
+        found = await after.cache.disk_holdings(alice)
+        assert len(found) == 2 and all(holding.num_tokens >= len(QUESTION) // 16 * 16 for holding in found)
+        totals = await after.cache.totals(alice)
+        assert totals.disk_tokens == sum(holding.num_tokens for holding in found) and totals.pool_tokens == 0
+        assert await after.cache.drop_path(bob, found[0].leaf_hash) == 0
+        assert await after.cache.drop_path(alice, found[0].leaf_hash) == found[0].num_tokens
+        left = await after.cache.disk_holdings(alice)
+        assert [holding.leaf_hash for holding in left] == [found[1].leaf_hash]
+        assert len(await after.cache.disk_holdings(bob)) == 1
+
+
 async def test_dropping_messages_deletes_the_replies_under_their_root_alone(valkey: ValkeyServer) -> None:
     async with service(index=IndexOptions("redis", valkey.url)) as one:
         await eventually(lambda: one.index.state == "redis")

@@ -204,6 +204,43 @@ def test_under_a_tenant_s_own_root_is_all_of_the_tenant_s_after_a_restart_too(tm
     store.check_integrity()
 
 
+def test_a_tenant_s_paths_are_listed_with_what_they_share(tmp_path: Path) -> None:
+    """Files hold 4 blocks: a path of 6 is two, and one that departs inside a file shares what is before it."""
+    other = BlockHash(b"o" * 16)
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    assert store.holdings(ROOT) == []
+    store_path(store, 1, 2, 3, 4, 5, 6)
+    store_path(store, 1, 2, 9)
+    store_path(store, 7, root=BlockHash(b"s" * 16), tenant=ROOT)
+    store_path(store, 1, 2, root=other)
+    found = {holding.leaf_hash: holding for holding in store.holdings(ROOT)}
+    size = FORM.block_size
+    ends = [path_of(1, 2, 3, 4, 5, 6)[0][-1], path_of(1, 2, 9)[0][-1], path_of(7, root=BlockHash(b"s" * 16))[0][-1]]
+    assert [(found[end].num_tokens // size, found[end].num_shared_tokens // size) for end in ends] == [
+        (6, 2),
+        (3, 2),
+        (1, 0),
+    ]
+    assert store.holdings(ROOT)[0].leaf_hash == ends[2], "the last used first"
+    assert all(0 <= holding.age_s < 60 and holding.num_bytes > 0 for holding in found.values())
+    assert (store.num_blocks_of(ROOT), store.num_blocks_of(other)) == (8, 2)
+    assert [holding.num_tokens for holding in store.holdings(other)] == [2 * size]
+
+
+def test_a_path_is_dropped_with_the_files_that_it_alone_needs(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store_path(store, *LONG)
+    store_path(store, *LONG[:4], 90, 91)
+    leaf, other_leaf = path_of(*LONG)[0][-1], path_of(*LONG[:4], 90, 91)[0][-1]
+    assert store.drop_path(BlockHash(b"o" * 16), leaf) is None, "it is another tenant's"
+    assert store.drop_path(ROOT, path_of(*LONG)[0][1]) is None, "no path ends there"
+    assert store.drop_path(ROOT, leaf) == (len(LONG) - 4, ROOT)
+    assert readable(store, *LONG) == 4 and readable(store, *LONG[:4], 90, 91) == 6
+    assert store.drop_path(ROOT, other_leaf) == (6, ROOT)
+    assert store.num_blocks == 0
+    store.check_integrity()
+
+
 def in_a_process(target: Callable[..., None], *args: object) -> tuple[multiprocessing.process.BaseProcess, Connection]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
