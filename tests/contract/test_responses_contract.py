@@ -1,11 +1,12 @@
 """The official client over /v1/responses and /v1/conversations: each row that is built, whole and streamed."""
 
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from openai import OpenAI
 from openai.types.responses import Response
+from pydantic import BaseModel
 
 from tests.contract.conftest import RunningServer, Serve
 
@@ -145,6 +146,40 @@ def test_logprobs_come_with_the_text_whole_and_streamed(client: OpenAI) -> None:
     assert [entry.token for entry in without.logprobs] == tokens and without.logprobs[0].top_logprobs == []
     plain: Any = ask(client).output[0].content[0]  # type: ignore[union-attr]
     assert not plain.logprobs
+
+
+class Light(BaseModel):
+    color: Literal["red", "green"]
+    is_on: bool
+
+
+def test_a_pydantic_model_is_parsed_whole_and_streamed(client: OpenAI) -> None:
+    parsed = client.responses.parse(model="fake", input="hello", text_format=Light, temperature=1)
+    assert isinstance(parsed.output_parsed, Light) and parsed.status == "completed"
+    with client.responses.stream(model="fake", input="hello", text_format=Light, temperature=1) as stream:
+        done: Any = [event for event in stream if event.type == "response.output_text.done"]
+        final = stream.get_final_response()
+    assert isinstance(final.output_parsed, Light) and done[0].parsed == final.output_parsed
+    assert parsed.text is not None and parsed.text.format is not None and parsed.text.format.type == "json_schema"
+    assert client.responses.retrieve(parsed.id).output_text == parsed.output_text
+
+
+def test_a_turn_after_a_formatted_one_is_continued_token_exactly(client: OpenAI) -> None:
+    closed = Light.model_json_schema() | {"additionalProperties": False}
+    first = ask(
+        client,
+        text={"format": {"type": "json_schema", "name": "light", "schema": closed}},
+        max_output_tokens=200,
+        temperature=1,
+    )
+    assert Light.model_validate_json(first.output_text)
+    second = ask(client, "On?", previous_response_id=first.id)
+    assert second.anaphora["spliced_messages"] == 1  # type: ignore[attr-defined]
+
+
+def test_a_json_object_is_one(client: OpenAI) -> None:
+    response = ask(client, text={"format": {"type": "json_object"}}, max_output_tokens=4, temperature=0)
+    assert response.output_text.startswith("{")
 
 
 # -- streamed --

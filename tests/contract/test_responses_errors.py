@@ -59,6 +59,11 @@ def test_what_is_not_built_is_refused_by_name(client: OpenAI, parameters: dict[s
         ({"reasoning": {"effort": "much"}}, "reasoning.effort"),
         ({"text": {"verbosity": "loud"}}, "text.verbosity"),
         ({"text": {"format": {"type": "yaml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "robot"}}}},
+            "text.format.schema",
+        ),
         ({"prompt_cache_options": {"ttl": "1h"}}, "prompt_cache_options.ttl"),
         ({"extra_body": {"stream_options": {"include_obfuscation": True}}}, "stream_options"),
         ({"given": []}, "input"),
