@@ -47,7 +47,8 @@ def _discourage_repetition(logits: torch.Tensor, draws: Sequence[Draw]) -> None:
         penalty = draw.request.params.repetition_penalty
         if penalty == 1:
             continue
-        seen = torch.tensor([*{**draw.request.seen_ids, **dict.fromkeys(draw.drafts)}], device=logits.device)
+        seen_ids = [*{**draw.request.seen_ids, **dict.fromkeys(draw.drafts)}]
+        seen = torch.tensor(seen_ids, dtype=torch.int64, device=logits.device)
         values = logits[row, seen]
         logits[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
 
