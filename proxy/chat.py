@@ -13,21 +13,21 @@ from litestar.response import Stream
 from msgspec import UNSET, UnsetType
 
 from proxy import sse
+from proxy.answer_schemas import (
+    AnaphoraReport,
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    CompletionUsage,
+)
 from proxy.asked import asked_of
 from proxy.body import BodyRequest
 from proxy.documented import EXAMPLE, answers
 from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.reply import Reply
 from proxy.replying import Replier, unless_client_leaves
-from proxy.schemas import (
-    AnaphoraReport,
-    AnswerMessage,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatCompletionRequest,
-    Choice,
-    CompletionUsage,
-)
+from proxy.schemas import ChatCompletionRequest
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from proxy.tools import whole_calls

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from proxy.schemas import CompletionUsage, LogitBias, PromptCacheOptions, StopSequence, StreamOptions
+from proxy.answer_schemas import CompletionUsage
+from proxy.schemas import LogitBias, PromptCacheOptions, StopSequence, StreamOptions
 
 
 class CompletionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

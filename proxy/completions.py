@@ -10,13 +10,14 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 
 from proxy import sse
+from proxy.answer_schemas import CompletionUsage
 from proxy.body import BodyRequest, decode_body
 from proxy.completion_schemas import COMPLETION_DECODER, CompletionBody, LegacyLogprobs, TextChoice, TextCompletion
 from proxy.completion_translate import LegacyWriter, completion_request
 from proxy.documented import EXAMPLE, answers
 from proxy.reply import Reply
 from proxy.replying import Replier, unless_client_leaves
-from proxy.schemas import ENCODER, CompletionUsage
+from proxy.schemas import ENCODER
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from sessions.errors import ModelNotFound

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from proxy.schemas import PromptCacheBreakpoint
+from proxy.message_schemas import PromptCacheBreakpoint
 
 Status = Literal["in_progress", "completed", "incomplete"]
 

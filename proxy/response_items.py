@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from proxy.body import converted
+from proxy.message_schemas import PromptCacheBreakpoint
 from proxy.refusals import invalid, unsupported
 from proxy.response_item_schemas import (
     FunctionCallItem,
@@ -26,7 +27,6 @@ from proxy.response_item_schemas import (
     ReasoningText,
     SummaryText,
 )
-from proxy.schemas import PromptCacheBreakpoint
 from proxy.translate import TTL_S
 from sessions.types import Breakpoint, Message, Part, ToolCall
 

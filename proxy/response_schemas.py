@@ -5,10 +5,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from proxy.answer_schemas import AnaphoraReport
 from proxy.cache_schemas import CacheHit, CacheMiss
 from proxy.response_item_schemas import OutputItem
 from proxy.response_requests import ConversationReference, FunctionTool, Reasoning, TextFormat, TextOptions
-from proxy.schemas import AnaphoraReport
 from sessions.types import Usage
 
 

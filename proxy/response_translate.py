@@ -9,6 +9,7 @@ from typing import Final, Literal
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from proxy.answer_schemas import AnaphoraReport
 from proxy.cache_schemas import CacheHit, CacheMiss
 from proxy.format_schemas import schema_grammar
 from proxy.refusals import invalid, unsupported
@@ -24,7 +25,6 @@ from proxy.response_requests import (
 )
 from proxy.response_schemas import AppliedCacheOptions, Diagnostics, DiagnosticsUnavailable, ResponseBody
 from proxy.response_tools import sessions_tools, tool_choice_of, tools_of
-from proxy.schemas import AnaphoraReport
 from proxy.tools import TemplateValue, template_options_of
 from proxy.translate import TTL_S
 from sessions.types import (

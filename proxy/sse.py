@@ -13,17 +13,11 @@ from typing import Protocol
 
 from msgspec import UNSET, UnsetType
 
+from proxy.answer_schemas import AnaphoraReport, ChatCompletionChunk, ChunkChoice, ChunkDelta, CompletionUsage
 from proxy.errors import ErrorAnswer, internal_error_answer, log_unexpected, session_error_answer
 from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.reply import Reply
-from proxy.schemas import (
-    ENCODER,
-    AnaphoraReport,
-    ChatCompletionChunk,
-    ChunkChoice,
-    ChunkDelta,
-    CompletionUsage,
-)
+from proxy.schemas import ENCODER
 from proxy.tools import call_pieces
 from sessions.errors import SessionError
 from sessions.types import Delta

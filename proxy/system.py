@@ -8,9 +8,9 @@ from litestar.params import PathParameter
 from msgspec import Struct
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from proxy.answer_schemas import Model, ModelList
 from proxy.documented import answers
 from proxy.metrics import Metrics
-from proxy.schemas import Model, ModelList
 from sessions.errors import ModelNotFound
 from sessions.service import ChatService
 from sessions.types import Readiness

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from proxy.schemas import AnaphoraReport
+from proxy.answer_schemas import AnaphoraReport
 
 TokenIds = list[Annotated[int, Meta(ge=0)]]
 

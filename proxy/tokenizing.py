@@ -5,11 +5,12 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 from msgspec import UNSET
 
+from proxy.answer_schemas import AnaphoraReport
 from proxy.asked import asked_of
 from proxy.body import BodyRequest, check_count, converted, decode_body
 from proxy.documented import answers
 from proxy.refusals import invalid, unsupported
-from proxy.schemas import AnaphoraReport, ChatCompletionRequest
+from proxy.schemas import ChatCompletionRequest
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from proxy.tokenizer_schemas import (

@@ -11,9 +11,8 @@ from typing import Any
 
 from proxy.completion_schemas import CompletionBody
 from proxy.format_schemas import format_grammar
-from proxy.schemas import (
+from proxy.message_schemas import (
     AssistantMessage,
-    ChatCompletionRequest,
     ChatMessage,
     Content,
     ContentPart,
@@ -25,6 +24,7 @@ from proxy.schemas import (
     ToolMessage,
     UserMessage,
 )
+from proxy.schemas import ChatCompletionRequest
 from proxy.tools import calls_of, template_options_of, tool_choice_of, tools_of
 from sessions.errors import InvalidRequest
 from sessions.types import Breakpoint, CacheOptions, ChatRequest, Message, Part, SamplingParams, Tenant

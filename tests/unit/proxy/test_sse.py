@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from proxy.answer_schemas import CompletionUsage
 from proxy.errors import CompletionTimeout, session_error_answer
-from proxy.schemas import CompletionUsage
 from proxy.sse import ChunkWriter, error_event
 from sessions.errors import (
     ContextLengthExceeded,
