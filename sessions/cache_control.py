@@ -5,44 +5,23 @@ Every method takes the tenant from the request or by name and looks under that t
 
 import asyncio
 import time
-from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import islice
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from sessions.conversation import Turn
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.holdings import Holding
 from sessions.engine.loop import Engine
-from sessions.engine.losses import Loss
 from sessions.engine.pins import PinLimitExceeded
 from sessions.errors import InvalidRequest
-from sessions.explain import LEAST_SHARED_TOKENS, SNIPPET_CHARS, Findings, Lost, explain
 from sessions.hashing import HashChain
-from sessions.index import PrefixIndex
-from sessions.prompting import Prompted, Prompter, scope_of
-from sessions.replies import Replies, Transcript
+from sessions.prompting import Prompter
+from sessions.replies import Replies
 from sessions.sightings import Sightings
 from sessions.tiers import DiskHolding, DiskTier
-from sessions.tokenizer import Tokenizer
-from sessions.types import BlockHash, ChatRequest, Comparison, Divergence, Explanation, Tenant, TokensByTier
+from sessions.types import BlockHash, ChatRequest, Tenant
 
 T = TypeVar("T")
-
-MAX_COMPARED: Final = 256
-"""Earlier prompts that an explanation looks at."""
-SNIPPET_TOKENS: Final = 24
-ALIKE_CHARS: Final = 48
-
-
-@dataclass(frozen=True, slots=True)
-class _InPool:
-    """What the pool says of a prompt. then: what it stores after the held part, on another branch."""
-
-    num_held: int
-    loss: Loss | None
-    then: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +44,14 @@ class CacheControl:
         prompter: Prompter,
         replies: Replies,
         sightings: Sightings,
-        index: PrefixIndex,
         disk: DiskTier | None,
-        tokenizer: Tokenizer,
     ) -> None:
         self._engine = engine
         self._pool: BlockPool = engine.scheduler.pool
         self._prompter = prompter
         self._replies = replies
         self._sightings = sightings
-        self._index = index
         self._disk = disk
-        self._tokenizer = tokenizer
 
     # -- listing --
 
@@ -200,142 +175,5 @@ class CacheControl:
         """The blocks of a request's messages."""
         return (await self._prompter.prompt(request, is_open=False)).chain
 
-    # -- explaining --
-
-    async def explain(self, request: ChatRequest, prompted: Prompted) -> Explanation:
-        """prompted: of a request that `wants_explanation`, so that places in it are known."""
-        chain, token_ids = prompted.chain, prompted.token_ids
-        size = self._pool.block_size
-        in_pool = await self._between_steps(lambda: self._look(chain, token_ids))
-        num_blocks = in_pool.num_held // size
-        num_disk = self._disk.num_held(chain, num_blocks) if self._disk is not None else 0
-        num_elsewhere = await self._index.num_elsewhere(chain, num_blocks + num_disk)
-        held = max(in_pool.num_held, (num_blocks + num_disk) * size if num_disk else 0)
-        is_alike, shared, then = self._closest(prompted)
-        if shared <= held:  # pool and disk know prompts of which no transcript is left
-            theirs = in_pool.then if held == in_pool.num_held else ()
-            shared, then = held, theirs if shared < held else then or theirs
-        declared = chain.num_shared_blocks * size
-        is_news = shared <= declared or shared < LEAST_SHARED_TOKENS
-        found = Findings(
-            num_tokens=len(token_ids),
-            tiers=TokensByTier(in_pool.num_held, held - in_pool.num_held, num_elsewhere * size),
-            shared=shared,
-            closest_ends=not then,
-            tools_differ=self._tools_differ(prompted, shared, scope_of(request)),
-            lost=_lost(in_pool.loss, time.monotonic()),
-            is_alike=is_alike,
-            was_said_before=is_news and prompted.report.num_spliced > 0,
-            sighting=await self._sightings.look(request, prompted.opening.conversation) if is_news else None,
-            index_is_down=self._index.state == "down",
-        )
-        return explain(found, self._divergence(request, prompted, shared, then))
-
-    async def compare(self, prompted: Prompted, earlier: Prompted) -> Comparison:
-        """prompted: of a request that is about to start. earlier: of one that may have run long ago."""
-        chain, token_ids = prompted.chain, prompted.token_ids
-        in_pool = await self._between_steps(lambda: self._look(chain, token_ids))
-        size = self._pool.block_size
-        num_blocks = in_pool.num_held // size
-        num_disk = self._disk.num_held(chain, num_blocks) if self._disk is not None else 0
-        ours, theirs = array("I", token_ids), array("I", earlier.token_ids)
-        shared = _num_shared(ours, theirs)
-        return Comparison(
-            shared_tokens=shared,
-            parts=shared < min(len(ours), len(theirs)),
-            are_held=max(in_pool.num_held, (num_blocks + num_disk) * size) + 1 >= shared,
-            have_same_tools=prompted.opening.conversation.schemas == earlier.opening.conversation.schemas,
-        )
-
-    def _look(self, chain: HashChain, token_ids: Sequence[int]) -> _InPool:
-        """Engine thread."""
-        hashes = chain.hashes
-        match = self._pool.match_chain(chain, token_ids[:-1])
-        num_blocks = len(match.blocks)
-        num_held = num_blocks * self._pool.block_size + match.num_tail_tokens
-        loss = self._pool.loss(hashes[num_blocks]) if num_blocks < len(hashes) else None
-        last = match.blocks[-1] if match.blocks else None
-        same = tuple(token_ids[num_held - match.num_tail_tokens : num_held])
-        then = (
-            self._pool.continuation(chain.branch_at(num_blocks), last, same, SNIPPET_TOKENS)
-            if num_held >= LEAST_SHARED_TOKENS
-            else ()
-        )
-        return _InPool(num_held, loss, then)
-
-    def _closest(self, prompted: Prompted) -> tuple[bool, int, tuple[int, ...]]:
-        """Of the caller's earlier prompts, with their replies, the one that shares most leading tokens with this one.
-
-        Returns whether it is much the same conversation for all that, how many tokens, and what it goes on with.
-        """
-        ours, turns = array("I", prompted.token_ids), prompted.opening.conversation.turns
-        most = False, 0
-        then: tuple[int, ...] = ()
-        for transcript in self._recent(prompted):
-            theirs = transcript.known.ids
-            shared = _num_shared(ours, theirs)
-            found = shared < LEAST_SHARED_TOKENS and _are_alike(turns, transcript.turns), shared
-            if (found[1] >= LEAST_SHARED_TOKENS, *found) > (most[1] >= LEAST_SHARED_TOKENS, *most):
-                most, then = found, tuple(theirs[shared : shared + SNIPPET_TOKENS])
-        return *most, then
-
-    def _recent(self, prompted: Prompted) -> Iterator[Transcript]:
-        return islice(self._replies.recent(prompted.chain.root), MAX_COMPARED)
-
-    def _tools_differ(self, prompted: Prompted, shared: int, scope: str) -> bool:
-        """Was the same conversation seen with other tools, so that it parts where they stand?"""
-        conversation = prompted.opening.conversation
-        if prompted.prompt.contents and shared > self._tokens_before_contents(prompted, scope):
-            return False
-        for transcript in self._recent(prompted):
-            if transcript.turns[:1] == conversation.turns[:1] and transcript.schemas != conversation.schemas:
-                return True
-        return False
-
-    def _tokens_before_contents(self, prompted: Prompted, scope: str) -> int:
-        start = prompted.prompt.contents[0].start
-        return self._tokenizer.tokens_before(prompted.prompt, [start], scope=scope, spliced=prompted.spliced)[0]
-
-    def _divergence(
-        self, request: ChatRequest, prompted: Prompted, shared: int, then: Sequence[int]
-    ) -> Divergence | None:
-        if not then or shared >= len(prompted.token_ids):
-            return None
-        param, offset, at = self._prompter.place(prompted, request, shared)
-        text = prompted.prompt.text
-        return Divergence(
-            token=shared,
-            param=param,
-            offset=offset,
-            before=text[max(0, at - SNIPPET_CHARS) : at],
-            now=text[at : at + SNIPPET_CHARS],
-            then=self._tokenizer.decode(then)[:SNIPPET_CHARS],
-            is_last_message=param == f"messages[{prompted.opening.conversation.sources[-1]}].content",
-        )
-
     async def _between_steps(self, function: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._engine.call(function))
-
-
-def _are_alike(ours: Sequence[Turn], theirs: Sequence[Turn]) -> bool:
-    """Do both begin with a message that ends the same? Then what differs, differs at its beginning."""
-    ends = ours[0].content[-ALIKE_CHARS:], theirs[0].content[-ALIKE_CHARS:]
-    return len(ends[0]) == ALIKE_CHARS and ends[0] == ends[1]
-
-
-def _num_shared(ours: "array[int]", theirs: "array[int]") -> int:
-    """Leading tokens that two sequences share. O(log n) comparisons of memory, nothing copied."""
-    width = ours.itemsize
-    left, right = memoryview(ours).cast("B"), memoryview(theirs).cast("B")
-    low, high = 0, min(len(ours), len(theirs))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[width * low : width * middle] == right[width * low : width * middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _lost(loss: Loss | None, now: float) -> Lost | None:
-    return None if loss is None else Lost(loss.reason, now - loss.at, loss.age_s)

@@ -21,6 +21,7 @@ from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import RestoredBlocks
 from sessions.engine.scheduler import Scheduler
 from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
+from sessions.explainer import Explainer
 from sessions.generation import Choice, Echo, Generation
 from sessions.grammars import CompiledGrammar, Grammars
 from sessions.hashing import HashChain, root_hash, shared_key, tenant_key
@@ -114,7 +115,8 @@ class ChatService:
         self.responses = ResponseStore(self.index.documents or local, parts.secret, max_bytes=parts.max_stored_bytes)
         self._sightings = Sightings(self.index, parts.secret, parts.root_fields)
         self.texts = Texts(parts.tokenizer, self._prompter)
-        self.cache = CacheControl(
+        self.cache = CacheControl(self.engine, self._prompter, self._replies, self._sightings, self._disk)
+        self._explainer = Explainer(
             self.engine, self._prompter, self._replies, self._sightings, self.index, self._disk, parts.tokenizer
         )
 
@@ -152,7 +154,7 @@ class ChatService:
         """What `start` would find of the request in the cache, and why no more. Raises as `start` does."""
         self._refuse_if_unable(0)
         asking = replace(request, wants_explanation=True)
-        return await self.cache.explain(asking, await self._prompter.prompt(asking))
+        return await self._explainer.explain(asking, await self._prompter.prompt(asking))
 
     async def count(self, request: ChatRequest) -> int:
         """Tokens of the prompt. Raises InvalidRequest, ContextLengthExceeded."""
@@ -182,7 +184,7 @@ class ChatService:
         compiled = None if grammar is None else await self.grammars.compile(grammar)
         prompted = await self._prompter.prompt(request, is_open=is_open)
         if request.wants_explanation:
-            explanation = await self.cache.explain(request, prompted)
+            explanation = await self._explainer.explain(request, prompted)
             prompted = replace(prompted, report=replace(prompted.report, explanation=explanation))
         if request.compared is not None:
             comparison = await self._compare(prompted, request.compared)
@@ -197,7 +199,7 @@ class ChatService:
     async def _compare(self, prompted: Prompted, earlier: ChatRequest) -> Comparison | None:
         """None where the earlier request cannot be rendered any more: it does not fit the model of now."""
         try:
-            return await self.cache.compare(prompted, await self._prompter.prompt(earlier))
+            return await self._explainer.compare(prompted, await self._prompter.prompt(earlier))
         except InvalidRequest:
             return None
 

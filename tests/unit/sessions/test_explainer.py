@@ -5,7 +5,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.cache_control import _num_shared
+from sessions.explainer import _num_shared
 from sessions.engine.block import common_prefix_length
 
 tokens = st.lists(st.sampled_from([0, 1, 256, 2**32 - 1]), max_size=20)
