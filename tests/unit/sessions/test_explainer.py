@@ -5,8 +5,8 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.explainer import _num_shared
 from sessions.engine.block import common_prefix_length
+from sessions.explainer import _num_shared
 
 tokens = st.lists(st.sampled_from([0, 1, 256, 2**32 - 1]), max_size=20)
 
