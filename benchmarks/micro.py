@@ -6,6 +6,7 @@ import click
 import structlog
 
 from benchmarks.attention import attention
+from benchmarks.grammar import grammar
 from benchmarks.linears import linears
 from benchmarks.step import step
 from benchmarks.text import text
@@ -18,7 +19,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
-for _command in (linears, attention, step, text, trie):
+for _command in (linears, attention, step, text, trie, grammar):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ STAT_METRICS = (
     StatMetric("prefix_cache_hits", "counter", "Prompt tokens served from the KV pool, or from disk through it."),
     StatMetric("prompt_tokens", "counter", "Prompt tokens of finished and running requests."),
     StatMetric("generation_tokens", "counter", "Tokens generated."),
+    StatMetric("num_forced_tokens", "counter", "Tokens that a grammar forced, computed many at once."),
     StatMetric("num_draft_tokens", "counter", "Guessed tokens that a step verified (speculation)."),
     StatMetric("num_accepted_tokens", "counter", "Guessed tokens that were right."),
     StatMetric("num_preemptions", "counter", "Requests whose blocks were taken and recomputed later."),

@@ -56,6 +56,7 @@ _UNNAMED: Final = {
     "Unable to determine if regex": "pattern",
     "Pointer '": "$ref",
     "Resource '": "$ref",
+    "Parser Error: Current row": "properties",
 }
 """Beginnings of messages that do not name the keyword they are about."""
 

@@ -353,6 +353,7 @@ class ChatService:
             prompt_tokens=scheduler.num_prompt_tokens,
             generation_tokens=scheduler.num_generated_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_forced_tokens=scheduler.drafter.num_forced_tokens,
             num_draft_tokens=scheduler.drafter.num_draft_tokens,
             num_accepted_tokens=scheduler.drafter.num_accepted_tokens,
             num_evicted_blocks=pool.num_evicted_blocks,

@@ -397,6 +397,8 @@ class Stats:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     num_preemptions: int = 0
+    num_forced_tokens: int = 0
+    """Tokens that a grammar forced, computed many at once."""
     num_draft_tokens: int = 0
     """Guesses verified, and how many of them were right (`num_accepted_tokens`)."""
     num_accepted_tokens: int = 0

@@ -71,7 +71,14 @@ TAKEN: dict[str, list[dict[str, Any]]] = {
     ],
     "functions, function_call": [{"functions": None, "function_call": None}],
     "parallel_tool_calls": [{"parallel_tool_calls": False}, {"parallel_tool_calls": True}],
-    "response_format": [{"response_format": {"type": "text"}}],
+    "response_format": [
+        {"response_format": {"type": "text"}},
+        {"response_format": {"type": "json_object"}},
+        *(
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n-1_A"} | more}}
+            for more in ({}, {"strict": True}, {"strict": None}, {"description": "d", "schema": {"type": "null"}})
+        ),
+    ],
     "prompt_cache_key": [{"prompt_cache_key": "k"}, {"prompt_cache_key": ""}],
     "prompt_cache_options": [
         {"prompt_cache_options": options}
