@@ -9,6 +9,7 @@ from typing import Any
 from proxy.body import converted
 from proxy.refusals import invalid, unsupported
 from proxy.response_requests import AllowedTools, FunctionTool, NamedFunction, ResponseContext
+from proxy.tools import known_names
 from sessions.types import Tool, ToolChoice
 
 
@@ -43,11 +44,11 @@ def tool_choice_of(wire: ResponseContext, tools: Sequence[FunctionTool]) -> Tool
                 raise invalid("tool_choice", "'required' needs 'tools'")
             return ToolChoice("required", None, is_parallel)
         case {"type": "function", "name": str(name)}:
-            return ToolChoice("required", _known([name], tools, "tool_choice.name"), is_parallel=False)
+            return ToolChoice("required", known_names([name], tools, "tool_choice.name"), is_parallel=False)
         case {"type": "allowed_tools"}:
             allowed = converted(wire.tool_choice, AllowedTools, "tool_choice")
             names = [_named(tool, f"tool_choice.tools[{index}]") for index, tool in enumerate(allowed.tools)]
-            return ToolChoice(allowed.mode, _known(names, tools, "tool_choice.tools"), is_parallel)
+            return ToolChoice(allowed.mode, known_names(names, tools, "tool_choice.tools"), is_parallel)
         case {"type": str()}:
             raise unsupported("tool_choice.type", "'function' and 'allowed_tools' are")
         case _:
@@ -58,11 +59,3 @@ def _named(tool: dict[str, Any], where: str) -> str:
     if tool.get("type") != "function":
         raise unsupported(f"{where}.type", "only 'function' is")
     return converted(tool, NamedFunction, where).name
-
-
-def _known(names: Sequence[str], tools: Sequence[FunctionTool], param: str) -> tuple[str, ...]:
-    known = {tool.name for tool in tools}
-    for name in names:
-        if name not in known:
-            raise invalid(param, f"no tool is called '{name[:64]}'")
-    return tuple(sorted(set(names)))

@@ -4,10 +4,11 @@ What is known and not built (custom tools) is refused by name.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from msgspec import UNSET
 
+from proxy.refusals import invalid, unsupported
 from proxy.tool_schemas import (
     AllowedToolsChoice,
     CalledFunction,
@@ -22,10 +23,16 @@ from proxy.tool_schemas import (
     ToolChoiceOption,
     Tools,
 )
-from sessions.errors import InvalidRequest
 from sessions.types import Tool, ToolCall, ToolCallPiece, ToolChoice
 
+_ONLY: Final = "only 'function' is"
 _RESERVED: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
 
 TemplateValue = str | bool | int
 
@@ -35,10 +42,10 @@ def tools_of(wire: Tools | None) -> tuple[Tool, ...]:
     tools: dict[str, Tool] = {}
     for index, tool in enumerate(wire or ()):
         if isinstance(tool, CustomTool):
-            raise _unsupported(f"tools[{index}].type")
+            raise unsupported(f"tools[{index}].type", _ONLY)
         function = tool.function
         if function.name in tools:
-            raise _invalid(f"tools[{index}].function.name", f"another tool is called '{function.name}' too")
+            raise invalid(f"tools[{index}].function.name", f"another tool is called '{function.name}' too")
         tools[function.name] = Tool(function.name, function.description, function.parameters, bool(function.strict))
     return tuple(tools.values())
 
@@ -50,20 +57,20 @@ def tool_choice_of(
     is_parallel = parallel_tool_calls is not False
     match wire:
         case CustomChoice():
-            raise _unsupported("tool_choice.type")
+            raise unsupported("tool_choice.type", _ONLY)
         case FunctionChoice():
-            names = _known([wire.function.name], tools, "tool_choice.function.name")
+            names = known_names([wire.function.name], tools, "tool_choice.function.name")
             return ToolChoice("required", names, is_parallel=False)
         case AllowedToolsChoice():
             for index, allowed in enumerate(wire.allowed_tools.tools):
                 if isinstance(allowed, CustomChoice):
-                    raise _unsupported(f"tool_choice.allowed_tools.tools[{index}].type")
+                    raise unsupported(f"tool_choice.allowed_tools.tools[{index}].type", _ONLY)
             wanted = [tool.function.name for tool in wire.allowed_tools.tools if isinstance(tool, FunctionChoice)]
-            names = _known(wanted, tools, "tool_choice.allowed_tools")
+            names = known_names(wanted, tools, "tool_choice.allowed_tools")
             return ToolChoice(wire.allowed_tools.mode, names, is_parallel)
         case "required":
             if not tools:
-                raise _invalid("tool_choice", "'required' needs 'tools'")
+                raise invalid("tool_choice", "'required' needs 'tools'")
             return ToolChoice("required", None, is_parallel)
         case mode:
             return ToolChoice(mode or "auto", None, is_parallel) if tools else ToolChoice()
@@ -74,7 +81,7 @@ def calls_of(wire: Calls | None, where: str) -> tuple[ToolCall, ...]:
     calls = []
     for index, call in enumerate(wire or ()):
         if isinstance(call, CustomCall):
-            raise _unsupported(f"{where}.tool_calls[{index}].type")
+            raise unsupported(f"{where}.tool_calls[{index}].type", _ONLY)
         calls.append(ToolCall(call.id, call.function.name, call.function.arguments))
     return tuple(calls)
 
@@ -87,7 +94,7 @@ def template_options_of(
     options |= wire or {}
     taken = _RESERVED & options.keys()
     if taken:
-        raise _invalid("chat_template_kwargs", f"'{min(taken)}' is not yours to set")
+        raise invalid("chat_template_kwargs", f"'{min(taken)}' is not yours to set")
     return tuple(sorted(options.items()))
 
 
@@ -121,19 +128,10 @@ def whole_calls(pieces: Iterable[ToolCallPiece]) -> list[ToolCallMade]:
     ]
 
 
-def _known(names: Sequence[str], tools: Sequence[Tool], param: str) -> tuple[str, ...]:
+def known_names(names: Sequence[str], tools: Iterable[Named], param: str) -> tuple[str, ...]:
+    """The names, each once, in order. Raises InvalidRequest for one that no tool has."""
     known = {tool.name for tool in tools}
     for name in names:
         if name not in known:
-            raise _invalid(param, f"no tool is called '{name}'")
+            raise invalid(param, f"no tool is called '{name[:64]}'")
     return tuple(sorted(set(names)))
-
-
-def _unsupported(param: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"'{param}' is not supported by this server; only 'function' is.", param=param, code="unsupported_parameter"
-    )
-
-
-def _invalid(param: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid value for '{param}': {reason}.", param=param, code="invalid_value")

@@ -24,6 +24,7 @@ from proxy.message_schemas import (
     ToolMessage,
     UserMessage,
 )
+from proxy.refusals import invalid, unsupported
 from proxy.schemas import ChatCompletionRequest
 from proxy.tools import calls_of, template_options_of, tool_choice_of, tools_of
 from sessions.errors import InvalidRequest
@@ -77,9 +78,9 @@ def refuse_unsupported(wire: ChatCompletionRequest) -> None:
     """Raises InvalidRequest for the first parameter that is set, known and not built."""
     for name in _NEVER_BUILT:
         if getattr(wire, name) not in (None, []):
-            raise _unsupported(name)
+            raise unsupported(name)
     if wire.modalities is not None and "audio" in wire.modalities:
-        raise _unsupported("modalities", "only 'text' is")
+        raise unsupported("modalities", "only 'text' is")
 
 
 def check_together(wire: ChatCompletionRequest, max_n: int) -> None:
@@ -88,17 +89,17 @@ def check_together(wire: ChatCompletionRequest, max_n: int) -> None:
     if wire.top_logprobs is not None and not wire.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value")
     if wire.max_tokens and wire.max_completion_tokens and wire.max_tokens != wire.max_completion_tokens:
-        raise _invalid("max_tokens", "it contradicts 'max_completion_tokens'; send one of them")
+        raise invalid("max_tokens", "it contradicts 'max_completion_tokens'; send one of them")
 
 
 def check_common(wire: ChatCompletionRequest | CompletionBody, max_n: int) -> None:
     """The same of what all that generate have. Raises InvalidRequest."""
     if wire.stream_options is not None and not wire.stream:
-        raise _invalid("stream_options", "it is only allowed when 'stream' is true")
+        raise invalid("stream_options", "it is only allowed when 'stream' is true")
     if wire.n is not None and wire.n > max_n:
-        raise _invalid("n", f"this server allows at most {max_n}")
+        raise invalid("n", f"this server allows at most {max_n}")
     if wire.seed is not None and not -(2**63) <= wire.seed < 2**64:
-        raise _invalid("seed", "it must fit into 64 bits")
+        raise invalid("seed", "it must fit into 64 bits")
 
 
 def sampling_params(
@@ -131,7 +132,7 @@ def _logit_bias(biases: dict[str, float], vocab_size: int) -> tuple[tuple[int, f
     for key, bias in biases.items():
         token_id = int(key) if _TOKEN_ID.fullmatch(key) else -1
         if not 0 <= token_id < vocab_size:
-            raise _invalid("logit_bias", f"'{key[:32]}' is not one of the model's {vocab_size} token ids")
+            raise invalid("logit_bias", f"'{key[:32]}' is not one of the model's {vocab_size} token ids")
         pairs.append((token_id, bias))
     return tuple(sorted(pairs))
 
@@ -143,7 +144,7 @@ def _message(wire: ChatMessage, index: int) -> Message:
             return Message("tool", _text(wire.content or "", where), wire.name)
         case AssistantMessage():
             if wire.function_call is not None:
-                raise _unsupported(f"{where}.function_call")
+                raise unsupported(f"{where}.function_call")
             content = wire.refusal or "" if wire.content is None else _text(wire.content, where)
             return Message(
                 "assistant",
@@ -202,19 +203,8 @@ def _part_text(part: ContentPart, where: str) -> str:
         case RefusalPart():
             return part.refusal
         case _:
-            raise _unsupported(where, "only text parts are")
+            raise unsupported(where, "only text parts are")
 
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _unsupported(param: str, supported: str = "") -> InvalidRequest:
-    hint = f"; {supported}" if supported else ""
-    return InvalidRequest(
-        f"'{param}' is not supported by this server{hint}.", param=param, code="unsupported_parameter"
-    )
-
-
-def _invalid(param: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid value for '{param}': {reason}.", param=param, code="invalid_value")
