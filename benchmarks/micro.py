@@ -8,6 +8,7 @@ import structlog
 from benchmarks.attention import attention
 from benchmarks.grammar import grammar
 from benchmarks.linears import linears
+from benchmarks.scores import scores
 from benchmarks.step import step
 from benchmarks.text import text
 from benchmarks.trie import trie
@@ -19,7 +20,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
-for _command in (linears, attention, step, text, trie, grammar):
+for _command in (linears, attention, step, scores, text, trie, grammar):
     main.add_command(_command)
 
 if __name__ == "__main__":

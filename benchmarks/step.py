@@ -37,6 +37,7 @@ CACHED: Final = (128, 1000, 4096)
 NEW_TOKENS: Final = 20
 DECODES: Final = ((1, 50), (1, 500), (1, 1000), (4, 500), (8, 500), (16, 500))
 """(batch, context)."""
+GREEDY: Final = SamplingParams(temperature=0)
 STEPS_PER_SAMPLE: Final = 8
 
 QUICK_PROMPTS: Final = (256,)
@@ -108,10 +109,10 @@ class BareEngine:
         self._runner = ModelRunner(loaded, cache)
         self._scheduler = self._empty()
 
-    def prefill(self, num_tokens: int) -> float:
-        """Prompt tokens per second of one cold prompt, its first token included."""
+    def prefill(self, num_tokens: int, params: SamplingParams = GREEDY, *, is_scored: bool = False) -> float:
+        """Prompt tokens per second of one cold prompt, its first token included. is_scored: and its logprobs."""
         self._scheduler = self._empty()
-        self._add(self._prompts.draw(num_tokens), 1)
+        self._add(self._prompts.draw(num_tokens), 1, params).wants_prompt_scores = is_scored
         return num_tokens / timed(self._run)
 
     def warm(self, num_cached: int, num_new: int, repeats: int) -> list[float]:
@@ -127,11 +128,11 @@ class BareEngine:
             assert request.num_cached_tokens == num_cached, "the pool did not have what it was given"
         return samples
 
-    def decode(self, batch: int, context: int, num_samples: int) -> list[float]:
+    def decode(self, batch: int, context: int, num_samples: int, params: SamplingParams = GREEDY) -> list[float]:
         """Tokens per second over all of a batch, a sample per `STEPS_PER_SAMPLE` steps, once all prompts are done."""
         self._scheduler = self._empty()
         room = self._config.pool_tokens // batch - context - 1
-        requests = [self._add(self._prompts.draw(context), room) for _ in range(batch)]
+        requests = [self._add(self._prompts.draw(context), room, params) for _ in range(batch)]
         while any(request.num_output_tokens < 2 for request in requests):
             self._step()
 
@@ -149,11 +150,11 @@ class BareEngine:
     def _empty(self) -> Scheduler:
         return Scheduler(self._config, BlockPool(self._config.num_blocks, self._config.block_size))
 
-    def _add(self, prompt: list[int], max_tokens: int) -> Request:
+    def _add(self, prompt: list[int], max_tokens: int, params: SamplingParams = GREEDY) -> Request:
         chain = HashChain(BlockHash(bytes(16)), self._config.block_size)
         chain.extend(prompt)
         name = RequestId(str(next(self._numbers)))
-        request = Request(name, list(prompt), chain, SamplingParams(temperature=0), max_tokens, frozenset(), 0)
+        request = Request(name, list(prompt), chain, params, max_tokens, frozenset(), 0)
         self._scheduler.add(request)
         return request
 

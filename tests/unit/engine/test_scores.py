@@ -62,6 +62,18 @@ def test_preempted() -> None:
         assert_whole(bench, request)
 
 
+def test_preempted_inside_a_prompt() -> None:
+    bench = ScoringBench(num_blocks=10, max_num_batched_tokens=2, max_num_seqs=2, max_num_draft_tokens=0)
+    bench.add([1] * 6, max_tokens=30)
+    bench.step()
+    request = bench.ask(list(range(20)))
+    while not bench.scheduler.num_preemptions:
+        bench.step()
+    assert 0 < len(request.prompt_scores) < 19
+    bench.run()
+    assert_whole(bench, request)
+
+
 def test_guessed() -> None:
     plain = ScoringBench(max_num_draft_tokens=0)
     known = plain.ask(list(range(10)), max_tokens=8)
