@@ -4,6 +4,7 @@ Chat and streams go to the fake model, which shows the shape; tools and objects 
 held to their grammar, so that they come out right however small it is.
 """
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from proxy.server import Server
 from proxy.settings import Settings
-from tests.contract.conftest import RunningServer, eventually, running
+from sessions.service import ChatService
+from sessions.startup import ServiceOptions, open_service
+from tests.contract.conftest import RunningServer, running
 
 pytestmark = pytest.mark.clients
 
@@ -69,16 +71,16 @@ def fake() -> Iterator[RunningServer]:
 class RealServer(RunningServer):
     """With the default model."""
 
-    def __init__(self) -> None:
-        super().__init__(Settings(index="off"), {})
-        self.server = Server(self.settings)
+    async def _open(self, options: ServiceOptions) -> ChatService:
+        self.loop = asyncio.get_running_loop()
+        self.service = await open_service(options)
+        return self.service
 
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[RunningServer]:
-    server = RealServer()
-    server._thread.start()
-    eventually(lambda: server.server.started, "the default model is loaded", deadline_s=120)
+    server = RealServer(Settings(index="off"), {})
+    server.start(deadline_s=120)
     yield server
     server.stop()
 

@@ -72,9 +72,9 @@ class RunningServer:
         )
         return self.service
 
-    def start(self) -> None:
+    def start(self, deadline_s: float = DEADLINE_S) -> None:
         self._thread.start()
-        eventually(lambda: self.server.started or not self._thread.is_alive(), "server started")
+        eventually(lambda: self.server.started or not self._thread.is_alive(), "server started", deadline_s)
         assert self.server.started
 
     def stop(self) -> None:
