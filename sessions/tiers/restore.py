@@ -53,8 +53,6 @@ class Restorer:
             if start < stretch_end:
                 pieces += self._store.pieces(root, chain.hashes[:stretch_end], start)
                 start = pieces[-1].position + pieces[-1].num_blocks if pieces else start
-            if start < stretch_end:
-                break
         return pieces
 
     async def restore(self, chain: HashChain, token_ids: Sequence[int], num_local: int) -> tuple[RestoredBlocks, ...]:
