@@ -128,6 +128,11 @@ class Settings(BaseSettings):
         False,
         description="A reply that comes back without the whitespace at its ends is still taken as it was generated.",
     )
+    reasoning_history: Literal["keep", "drop"] = Field(
+        "keep",
+        description="Thoughts of earlier replies: `keep` leaves them in the prompt, as they were generated; `drop` "
+        "leaves them out, and reads those replies anew.",
+    )
     reply_ttl_s: CountOrOff = Field(
         86_400, description="So long Redis keeps the tokens of a reply for its next turn; 0: it never sees them."
     )

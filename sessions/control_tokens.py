@@ -54,10 +54,12 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class StandIns:
-    """What stands for what in one rendering. `spare` is one more code point that the input does not use."""
+    """What stands for what in one rendering. `spare` and `hole` are two more code points that the input does not
+    use."""
 
     of: dict[str, str]
     spare: str
+    hole: str
 
     def unescape(self, text: str) -> str:
         """`text` as the template would have written it, had it escaped no stand-in."""
@@ -121,7 +123,7 @@ class ControlTokens:
         originals = sorted({string[position] for string, positions in dangers.items() for position in positions})
         unused = _unused_code_points(strings)
         try:
-            spare = next(unused)
+            spare, hole = next(unused), next(unused)
             stand_ins = {original: next(unused) for original in originals}
         except StopIteration:
             raise NoStandInError from None
@@ -137,7 +139,7 @@ class ControlTokens:
         swapped = {string: neutral(string) for string in dangers}
         if swapped:
             values = [_map_strings(value, lambda string: swapped.get(string, string)) for value in values]
-        return values, StandIns(stand_ins, spare)
+        return values, StandIns(stand_ins, spare, hole)
 
     def break_up(self, text: str) -> list[str]:
         """`text` cut after the first character of each control token's text, so that no piece holds one

@@ -22,18 +22,26 @@ TurnKey = NewType("TurnKey", bytes)
 """16 bytes that stand for a message, as the client saw it, and for everything before it."""
 
 
+class Call(NamedTuple):
+    """A call in canonical form. id: says which of the conversation's calls it is. arguments: JSON with sorted keys."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Turn(NamedTuple):
-    """A message in canonical order. A tuple, because whole conversations are compared on the way of every request."""
+    """A message in canonical order. A tuple, because whole conversations are compared on the way of every request.
+
+    name: of the function whose result it is.
+    """
 
     role: str
     content: str
     tool_call_id: str | None = None
-
-    def holding(self, content: str) -> dict[str, Any]:
-        """What the template gets, with other content."""
-        if self.tool_call_id is None:
-            return {"role": self.role, "content": content}
-        return {"role": self.role, "content": content, "tool_call_id": self.tool_call_id}
+    tool_calls: tuple[Call, ...] = ()
+    reasoning: str = ""
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class Conversation:
 
     sources: of each turn, its index in the request (the first one's, if merged).
     breakpoints: (turn, how many characters of its content are before it, the breakpoint), in order.
+    options: variables for the template, by name.
     """
 
     turns: tuple[Turn, ...]
@@ -49,6 +58,7 @@ class Conversation:
     schemas: list[dict[str, Any]]
     moves: tuple[Move, ...] = ()
     breakpoints: tuple[tuple[int, int, Breakpoint], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,13 @@ class _Piece:
     breakpoint: Breakpoint | None = None
 
 
-def canonical(messages: Sequence[Message], tools: Sequence[Tool], *, stable_first: bool = False) -> Conversation:
+def canonical(
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    *,
+    stable_first: bool = False,
+    options: tuple[tuple[str, Any], ...] = (),
+) -> Conversation:
     """stable_first: inside the leading system block, parts marked with `prompt_cache_breakpoint` go first."""
     order, num_leading = _canonical_order(messages)
     tool_order = sorted(range(len(tools)), key=lambda index: tools[index].name)
@@ -72,7 +88,7 @@ def canonical(messages: Sequence[Message], tools: Sequence[Tool], *, stable_firs
     later = [messages[index] for index in order[num_leading:]]
     sources = order[:1] + order[num_leading:] if num_leading else order
     return Conversation(
-        turns=(*leading, *map(_turn, later)),
+        turns=(*leading, *_turns(later)),
         sources=tuple(sources),
         schemas=[_sorted_keys(_schema(tools[index])) for index in tool_order],
         moves=(
@@ -89,6 +105,7 @@ def canonical(messages: Sequence[Message], tools: Sequence[Tool], *, stable_firs
                 if part.breakpoint
             ),
         ),
+        options=options,
     )
 
 
@@ -97,7 +114,8 @@ def turn_keys(key: bytes, conversation: Conversation) -> Iterator[TurnKey]:
 
     key: at most 64 bytes that bind model, tenant and salt; without it nobody can compute a key, or test a guess.
     """
-    schemas = json.dumps(conversation.schemas, sort_keys=True, separators=(",", ":")).encode()
+    before: Any = [conversation.schemas, conversation.options] if conversation.options else conversation.schemas
+    schemas = json.dumps(before, sort_keys=True, separators=(",", ":")).encode()
     last = blake2b(schemas, digest_size=16, key=key, person=_TURN_PERSON).digest()
     yield TurnKey(last)
     for turn in conversation.turns:
@@ -106,8 +124,15 @@ def turn_keys(key: bytes, conversation: Conversation) -> Iterator[TurnKey]:
 
 
 def turn_key(parent: bytes, turn: Turn) -> TurnKey:
-    """The key of `turn` after what `parent` stands for. Lengths lead, so no two turns share an encoding."""
-    fields = (turn.role, turn.content, *(() if turn.tool_call_id is None else (turn.tool_call_id,)))
+    """The key of `turn` after what `parent` stands for. Lengths lead, so no two turns share an encoding.
+
+    Thoughts are no part of it: clients need not send them back.
+    """
+    fields = [turn.role, turn.content]
+    if turn.tool_call_id is not None or turn.tool_calls:
+        fields.append(turn.tool_call_id or "")
+    if turn.tool_calls:
+        fields.append(json.dumps([call[1:] for call in turn.tool_calls]))
     encoded = [field.encode("utf-8", "surrogatepass") for field in fields]
     lengths = b"".join(len(field).to_bytes(8, "little") for field in encoded)
     return TurnKey(blake2b(b"".join([parent, lengths, *encoded]), digest_size=16, person=_TURN_PERSON).digest())
@@ -147,9 +172,29 @@ def _joined(pieces: Sequence[_Piece]) -> tuple[str, list[tuple[int, Breakpoint]]
     return text, breakpoints
 
 
-def _turn(message: Message) -> Turn:
-    role = "system" if message.role in SYSTEM_ROLES else message.role
-    return Turn(role, message.content, message.tool_call_id)
+def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
+    """Calls are numbered: their ids are drawn anew for each reply, and a template that writes them must not tell."""
+    numbered: dict[str, tuple[str, str]] = {}
+    num_calls = 0
+    for message in messages:
+        calls = []
+        for call in message.tool_calls:
+            number = f"call{num_calls:05d}"  # nine letters and digits: some templates take no other
+            num_calls += 1
+            numbered[call.id] = number, call.name
+            calls.append(Call(number, call.name, canonical_arguments(call.arguments)))
+        role = "system" if message.role in SYSTEM_ROLES else message.role
+        call_id, name = numbered.get(message.tool_call_id or "", (message.tool_call_id, None))
+        yield Turn(role, message.content, call_id, tuple(calls), message.reasoning, name)
+
+
+def canonical_arguments(arguments: str) -> str:
+    """JSON with sorted keys, as models write it; text that is no JSON object as it is."""
+    try:
+        value = json.loads(arguments)
+        return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, dict) else arguments
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def _schema(tool: Tool) -> dict[str, Any]:

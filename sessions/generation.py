@@ -4,13 +4,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sessions.detokenizer import TextStream
 from sessions.engine.request import RequestOutput
 from sessions.errors import SessionError
 from sessions.logprobs import LogprobStream
 from sessions.replies import Said
+from sessions.reply_parser import ReplyParser, ReplyPiece
 from sessions.types import Delta, FinishReason, PromptReport, RequestId, TokenLogprob, Usage
 
 
@@ -56,6 +57,9 @@ class Choice:
     is_finished: bool = False
     prediction: tuple[int, int] = (0, 0)
     """Tokens of the request's prediction that were right, and wrong."""
+    parser: ReplyParser | None = None
+    """None where all of the text is content."""
+    num_reasoning_tokens: int = 0
 
 
 class Generation:
@@ -116,6 +120,7 @@ class Generation:
             accepted,
             rejected,
             restored_tokens=sum(prompt.num_restored for prompt in prompts),
+            reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices.values()),
         )
 
     def close(self) -> None:
@@ -165,12 +170,37 @@ class Generation:
             # A stop string may be complete only in the tail that was held back.
             finish_reason = "stop" if choice.stream.stopped else finish_reason
         choice.said.pieces.append(text)
+        pieces, finish_reason = _parsed(choice, text, finish_reason, choice.stream.num_tokens_used - num_used)
+        if finish_reason is not None and output.finish_reason is None and not choice.stream.stopped:
+            self._abort(output.request_id)
+        choice.said.told += pieces
         choice.is_finished = finish_reason is not None
         if choice.is_finished:  # before the client has the end: its next turn may be here at once
             self._remember(choice)
         logprobs = _logprobs(choice)
-        if text or finish_reason or logprobs:
-            self._deltas.append(Delta(choice.index, text, finish_reason, logprobs=logprobs))
+        deltas = [Delta(choice.index, p.text, None, p.reasoning, tuple(p.calls)) for p in pieces]
+        if deltas or finish_reason or logprobs:
+            first, *rest = deltas or [Delta(choice.index, "")]
+            deltas = [replace(first, logprobs=logprobs), *rest]
+            self._deltas += [*deltas[:-1], replace(deltas[-1], finish_reason=finish_reason)]
+
+
+def _parsed(
+    choice: Choice, text: str, finish_reason: FinishReason | None, num_tokens: int
+) -> tuple[list[ReplyPiece], FinishReason | None]:
+    """What the step says, and why the reply is over: also because it made all the calls it may."""
+    parser = choice.parser
+    if parser is None:
+        return [ReplyPiece(text)] if text else [], finish_reason
+    was_thinking = parser.is_thinking
+    pieces = parser.decode(text)
+    if finish_reason is not None:
+        pieces += parser.flush()
+    if was_thinking or parser.is_thinking:
+        choice.num_reasoning_tokens += num_tokens
+    if parser.num_calls and (parser.is_done or finish_reason == "stop"):
+        finish_reason = "tool_calls"
+    return pieces, finish_reason
 
 
 def _echo_logprobs(choice: Choice, echo: Echo, output: RequestOutput) -> tuple[TokenLogprob, ...]:

@@ -41,6 +41,7 @@ class ServiceParts:
     index: IndexOptions = field(default_factory=IndexOptions)
     stable_first: bool = False
     splice_stripped: bool = False
+    keeps_reasoning: bool = True
     budgets: Mapping[str, int] = field(default_factory=dict)
     """Blocks that a tenant's cache may keep."""
     bytes_per_token: int = 0

@@ -2,10 +2,10 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from sessions.control_tokens import ControlTokens
+from sessions.dialect import Dialect
 from sessions.types import Move, TokenId
 
 
@@ -17,24 +17,27 @@ class TemplateError(Exception):
 class ChatTemplate:
     """A model's chat template, ready to run.
 
-    apply: (messages, tools or None, add_generation_prompt) -> text; raises TemplateError.
-    takes_tools: the template mentions tools at all. digest: of its source and of what is pinned in it.
+    apply: (messages, tools or None, add_generation_prompt, **options) -> text; raises TemplateError.
+    digest: of its source and of what is pinned in it. dialect: what it writes of tools and thoughts.
+    options: names of the variables that it reads and a client may set.
     """
 
-    apply: Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, bool], str]
+    apply: Callable[..., str]
     control_tokens: ControlTokens
-    takes_tools: bool
     digest: str
+    dialect: Dialect = field(default_factory=Dialect)
+    options: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One control token (`control_id` is its id), or the plain text between two. `start` is its offset in the
-    text."""
+    text. said: ids that a model generated for the text, which is all of a reply then."""
 
     start: int
     text: str
     control_id: TokenId | None = None
+    said: Sequence[TokenId] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ the template, which alone can say what it does with them.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain as chained
 from typing import Any, Final, TypeVar
 
@@ -18,8 +19,8 @@ from sessions.conversation import Conversation, Turn, TurnKey, canonical, turn_k
 from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from sessions.hashing import HashChain, SharedContent, chain_hashes
 from sessions.prompt import Prompt
-from sessions.render import render
-from sessions.replies import Opening, Replies, Spliced, Transcript
+from sessions.render import SaidTurn, render
+from sessions.replies import Opening, Replies, Transcript
 from sessions.tokenizer import Tokenizer
 from sessions.types import (
     BlockHash,
@@ -33,6 +34,7 @@ from sessions.types import (
     TokenId,
     Tool,
 )
+from sessions.whole_replies import Spliced
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -77,14 +79,16 @@ class Prompter:
         block_size: int,
         max_model_len: int,
         stable_first: bool,
+        keeps_reasoning: bool = True,
     ) -> None:
-        """root_of: a tenant's id and a salt, or none, give the root."""
+        """root_of: a tenant's id and a salt, or none, give the root. keeps_reasoning: in earlier replies."""
         self._tokenizer = tokenizer
         self._replies = replies
         self.root_of = root_of
         self._block_size = block_size
         self._max_model_len = max_model_len
         self._stable_first = stable_first
+        self._keeps_reasoning = keeps_reasoning
         self._shared: SharedContent | None = None
 
     def share(self, root: BlockHash, prompts: Sequence[SharedPrompt]) -> None:
@@ -108,8 +112,22 @@ class Prompter:
         """For a prompt of the tenant's. A salt is for sharing with nobody: then nothing of it is."""
         return HashChain(self.root_of(tenant.id, salt), self._block_size, None if salt is not None else self._shared)
 
-    def _canonical(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Conversation:
-        return self._replies.seen(canonical(messages, tools, stable_first=self._stable_first))
+    def _canonical(
+        self, messages: Sequence[Message], tools: Sequence[Tool], options: Sequence[tuple[str, Any]] = ()
+    ) -> Conversation:
+        """Options that the template does not read say nothing."""
+        read = tuple(option for option in options if option[0] in self._tokenizer.template.options)
+        if not self._keeps_reasoning:
+            messages = [replace(message, reasoning="") if message.reasoning else message for message in messages]
+        return self._replies.seen(canonical(messages, tools, stable_first=self._stable_first, options=read))
+
+    def _said(self, found: Mapping[int, Spliced], scope: str) -> dict[int, SaidTurn]:
+        """Any thread. Of what was found, the replies that stand whole in the place of their turns."""
+        return {
+            at: SaidTurn(hit.whole, self._spliced_ids(hit.whole, hit, scope))
+            for at, hit in found.items()
+            if hit.whole is not None
+        }
 
     async def prompt(self, request: ChatRequest, *, is_open: bool = True) -> Prompted:
         """Raises InvalidRequest, ContextLengthExceeded. A message is a token at the least: its template's.
@@ -120,7 +138,7 @@ class Prompter:
             raise ContextLengthExceeded(
                 num_prompt_tokens=len(request.messages), max_model_len=self._max_model_len, is_lower_bound=True
             )
-        conversation = self._canonical(request.messages, request.tools)
+        conversation = self._canonical(request.messages, request.tools, request.template_options)
         root = self.root_of(request.tenant.id, request.cache_salt)
         needs_places = bool(conversation.breakpoints) or request.wants_explanation  # only a whole rendering has them
         looks_up = request.splice and is_open and not needs_places
@@ -128,19 +146,25 @@ class Prompter:
         known = None if transcript is None else transcript.known
         new_turns = conversation.turns[known.num_turns + 1 :] if known else conversation.turns
         work = asyncio.to_thread if _is_long(request, new_turns) else _at_once
-        template = self._tokenizer.template
-        prompt = await work(render, conversation, template, add_generation_prompt=is_open, known=known)
-        if transcript is not None and prompt.known_ids:
+        rendered = partial(work, render, conversation, self._tokenizer.template, add_generation_prompt=is_open)
+        prompt = None if known is None else await rendered(known=known)
+        if transcript is not None and prompt is not None and prompt.known_ids:
             key = transcript.key
             for turn in new_turns:
                 key = turn_key(key, turn)
             start = _Start(key, transcript.chain.fork(), {}, transcript.num_spliced, transcript)
         else:
             keys = await work(lambda: list(turn_keys(root, conversation)))
-            looks = request.splice and bool(prompt.contents)
-            spliced = await self._replies.find(root, conversation, keys, self._salted_of(request)) if looks else {}
+            found: dict[int, Spliced] = {}
+            if request.splice:
+                found = await self._replies.find(root, conversation, keys, self._salted_of(request))
+            said = await work(self._said, found, scope_of(request))
+            if prompt is None or said:
+                prompt = await rendered(said=said)
+            spliced = {at: hit for at, hit in found.items() if at not in said} if prompt.contents else {}
+            num_whole = sum(segment.said is not None for segment in prompt.segments)
             chain = self.new_chain(request.tenant, request.cache_salt)
-            start = _Start(keys[-1], chain, spliced, len(spliced))
+            start = _Start(keys[-1], chain, spliced, len(spliced) + num_whole)
         return await work(self._encoded, request, conversation, prompt, start)
 
     def place(self, prompted: Prompted, request: ChatRequest, num_tokens: int) -> tuple[str, int, int]:
@@ -224,7 +248,7 @@ async def _at_once(work: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
 
 def _is_long(request: ChatRequest, turns: Sequence[Turn]) -> bool:
-    parts: list[Any] = [turn.content for turn in turns]
+    parts: list[Any] = [part for turn in turns for part in (turn.content, turn.tool_calls, turn.reasoning)]
     parts += request.prediction, *((tool.description, tool.parameters) for tool in request.tools)
     num_characters = 0
     while parts and num_characters <= LONG_PROMPT_CHARACTERS:

@@ -10,14 +10,18 @@ never changes what was rendered before them, as far as the model's own template 
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from sessions.control_tokens import NoStandInError, StandIns
-from sessions.conversation import Conversation, Turn
+from sessions.conversation import Call, Conversation, Turn
+from sessions.dialect import THINK_OPEN
 from sessions.errors import InvalidRequest
 from sessions.prompt import ChatTemplate, ContentSpan, Prompt, Segment, TemplateError
+from sessions.types import TokenId
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,44 +39,102 @@ class Known:
     ids: "array[int]"
 
 
+@dataclass(frozen=True, slots=True)
+class SaidTurn:
+    """A whole reply as it was generated: its text, calls and thoughts as the model wrote them, and its tokens."""
+
+    text: str
+    token_ids: Sequence[TokenId]
+
+
 def render(
     conversation: Conversation,
     template: ChatTemplate,
     *,
     add_generation_prompt: bool = True,
     known: Known | None = None,
+    said: Mapping[int, SaidTurn] | None = None,
 ) -> Prompt:
     """With `add_generation_prompt` the text ends where the assistant's reply begins.
 
     known: saves looking at that part again, if the template leaves it as it was; the result then says so.
+    said: by turn, replies that stand as they were generated, whatever the template would make of them.
     Raises InvalidRequest when the template refuses the conversation, naming the message where one is to blame.
     """
-    if conversation.schemas and not template.takes_tools:
-        raise InvalidRequest("This model's chat template has no place for tools.", param="tools")
     prompt = _continued(conversation, template, known) if known is not None and add_generation_prompt else None
-    return prompt or _whole(conversation, template, add_generation_prompt)
+    if prompt is None and said:
+        prompt = _whole(conversation, template, add_generation_prompt, said)
+    return prompt or _whole(conversation, template, add_generation_prompt, {})  # type: ignore[return-value]
 
 
-def _whole(conversation: Conversation, template: ChatTemplate, add_generation_prompt: bool) -> Prompt:
-    turns, schemas, stand_ins = _neutralise(conversation.turns, conversation.schemas, template)
-    text = stand_ins.unescape(_applied(conversation, turns, schemas, template, add_generation_prompt))
-    skeleton = _skeleton(template, turns, schemas, add_generation_prompt, stand_ins.spare)
-    return Prompt(
+def _whole(
+    conversation: Conversation, template: ChatTemplate, add_generation_prompt: bool, said: Mapping[int, SaidTurn]
+) -> Prompt | None:
+    """None if what was said has no place in what the template makes of the rest."""
+    inputs, stand_ins = _neutralise(conversation, conversation.turns, template)
+    if said:
+        hole = Turn("assistant", stand_ins.hole)
+        turns = tuple(hole if at in said else turn for at, turn in enumerate(inputs.turns))
+        inputs = replace(inputs, turns=turns)
+        if not _accepts(template, inputs):
+            return None
+    text = stand_ins.unescape(_applied(conversation, inputs, template, add_generation_prompt))
+    skeleton = _skeleton(template, inputs, add_generation_prompt, stand_ins)
+    if said:
+        edges = reply_edges(template, inputs.options)
+        holes = [edges.around(part, stand_ins.hole) if edges else None for part in (text, *skeleton)]
+        if None in holes or text.count(stand_ins.hole) != len(said):
+            return None
+        text, *skeleton = (part for part in holes if part is not None)
+    replies = [said[at] for at in sorted(said)]
+    prompt = Prompt(
         text=stand_ins.restore(text),
         segments=_segments(text, template, stand_ins),
-        contents=_locate_contents(text, turns, conversation.sources, skeleton),
+        contents=_locate_contents(text, inputs.turns, conversation.sources, skeleton, stand_ins.hole if said else ""),
         moves=conversation.moves,
         needed_stand_ins=bool(stand_ins.of),
     )
+    return _filled(prompt, stand_ins.hole, replies) if said else prompt
+
+
+def _filled(prompt: Prompt, hole: str, replies: Sequence[SaidTurn]) -> Prompt:
+    """The prompt with what was said in its holes, in order."""
+    segments = []
+    shift, remaining = 0, iter(replies)
+    ends: list[tuple[int, int]] = []  # of each hole: its offset, and by how much what follows it moves
+    for segment in prompt.segments:
+        if segment.control_id is not None:
+            segments.append(replace(segment, start=segment.start + shift))
+            continue
+        at = segment.start
+        for number, part in enumerate(segment.text.split(hole)):
+            if number:
+                reply = next(remaining)
+                segments.append(Segment(at + shift, reply.text, said=reply.token_ids))
+                shift += len(reply.text) - 1
+                at += 1
+                ends.append((at, shift))
+            if part:
+                segments.append(Segment(at + shift, part))
+                at += len(part)
+    texts = [reply.text for reply in replies]
+    pieces = prompt.text.split(hole)
+    text = pieces[0] + "".join(chain.from_iterable(zip(texts, pieces[1:], strict=True)))
+    contents = []
+    for span in prompt.contents:
+        moved = next((by for at, by in reversed(ends) if at <= span.start), 0)
+        contents.append(ContentSpan(span.message, span.start + moved, span.end + moved))
+    return replace(prompt, text=text, segments=tuple(segments), contents=tuple(contents))
 
 
 def _continued(conversation: Conversation, template: ChatTemplate, known: Known) -> Prompt | None:
     """Only what follows the known reply is looked at. None where that might differ from looking at all of it."""
-    turns, _, stand_ins = _neutralise(conversation.turns[known.num_turns :], [], template)
+    new = replace(conversation, schemas=[], options=())
+    inputs, stand_ins = _neutralise(new, conversation.turns[known.num_turns :], template)
     if stand_ins.of:
         return None
-    schemas = conversation.schemas or None
-    text = _applied(conversation, (*conversation.turns[: known.num_turns], *turns), schemas, template, True)
+    turns = (*conversation.turns[: known.num_turns], *inputs.turns)
+    text = _applied(conversation, _Inputs(turns, conversation.schemas or None, conversation.options), template, True)
     start = len(known.text) + known.num_reply_chars
     end = len(known.text) + len(known.reply)
     if not (text.startswith(known.text) and text.startswith(known.reply, len(known.text))):
@@ -86,47 +148,88 @@ def _continued(conversation: Conversation, template: ChatTemplate, known: Known)
     return Prompt(text, (*cut, *rest), (), conversation.moves, known.ids)
 
 
-def _applied(
-    conversation: Conversation,
-    turns: Sequence[Turn],
-    schemas: list[dict[str, Any]] | None,
-    template: ChatTemplate,
-    add_generation_prompt: bool,
-) -> str:
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a template is run on. Templates expect None for no tools."""
+
+    turns: tuple[Turn, ...]
+    schemas: list[dict[str, Any]] | None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def apply(self, template: ChatTemplate, add_generation_prompt: bool) -> str:
+        """Raises TemplateError."""
+        messages = template.dialect.messages(self.turns, self.schemas)
+        schemas = self.schemas if template.dialect.has_tools else None
+        return template.apply(messages, schemas, add_generation_prompt, **dict(self.options))
+
+
+def _applied(conversation: Conversation, inputs: _Inputs, template: ChatTemplate, add_generation_prompt: bool) -> str:
     try:
-        return template.apply([turn.holding(turn.content) for turn in turns], schemas, add_generation_prompt)
+        return inputs.apply(template, add_generation_prompt)
     except TemplateError as refusal:
-        raise _refused(refusal, template, turns, conversation.sources, schemas) from refusal
+        raise _refused(refusal, template, inputs, conversation.sources) from refusal
 
 
-def _neutralise(
-    turns: Sequence[Turn], schemas: list[dict[str, Any]], template: ChatTemplate
-) -> tuple[list[Turn], list[dict[str, Any]] | None, StandIns]:
-    """Every string that a client wrote, made safe for the template, which expects None for no tools."""
-    contents = [turn.content for turn in turns]
-    call_ids = [turn.tool_call_id for turn in turns]
+def _neutralise(conversation: Conversation, turns: Sequence[Turn], template: ChatTemplate) -> tuple[_Inputs, StandIns]:
+    """Every string that a client wrote, made safe for the template."""
+    written = [[turn[1:] for turn in turns], conversation.schemas, [value for _, value in conversation.options]]
     try:
-        (contents, call_ids, schemas), stand_ins = template.control_tokens.neutralise([contents, call_ids, schemas])
+        (fields, schemas, values), stand_ins = template.control_tokens.neutralise(written)
     except NoStandInError:
         raise InvalidRequest("The messages use every private-use code point.", param="messages") from None
-    neutral = [
-        Turn(turn.role, content, call_id) for turn, content, call_id in zip(turns, contents, call_ids, strict=True)
-    ]
-    return neutral, schemas or None, stand_ins
+    names = [name for name, _ in conversation.options]
+    neutral = tuple(
+        Turn(turn.role, content, call_id, tuple(Call(*call) for call in calls), *rest)
+        for turn, (content, call_id, calls, *rest) in zip(turns, fields, strict=True)
+    )
+    return _Inputs(neutral, schemas or None, tuple(zip(names, values, strict=True))), stand_ins
 
 
-def _refused(
-    refusal: TemplateError,
-    template: ChatTemplate,
-    turns: Sequence[Turn],
-    sources: Sequence[int],
-    schemas: list[dict[str, Any]] | None,
-) -> InvalidRequest:
+@dataclass(frozen=True, slots=True)
+class ReplyEdges:
+    """Where the prompt for a reply ends, beside where a template writes one that was said.
+
+    lead: what only the prompt has (`<think>` that it opens). cut: what the template writes there instead.
+    """
+
+    lead: str
+    cut: str
+
+    def around(self, text: str, hole: str) -> str | None:
+        """`text` with every hole where its reply was generated. None if one is elsewhere."""
+        if text.count(self.cut + hole) != text.count(hole):
+            return None
+        return text.replace(self.cut + hole, self.lead + hole)
+
+
+def opens_thoughts(template: ChatTemplate, options: tuple[tuple[str, Any], ...]) -> bool:
+    """Does the prompt for a reply end inside thoughts?"""
+    edges = reply_edges(template, options)
+    return edges is not None and edges.lead.rstrip().endswith(THINK_OPEN)
+
+
+@lru_cache(maxsize=64)
+def reply_edges(template: ChatTemplate, options: tuple[tuple[str, Any], ...]) -> ReplyEdges | None:
+    """Measured on a tiny conversation. None if the template does not write a reply as it is given."""
+    asked, said = Turn("user", "probe question"), Turn("assistant", "probe reply")
+    try:
+        opened = _Inputs((asked,), None, options).apply(template, True)
+        whole = _Inputs((asked, said, asked), None, options).apply(template, False)
+    except TemplateError:
+        return None
+    written, found, _ = whole.partition(said.content)
+    shared = next((at for at, pair in enumerate(zip(opened, written, strict=False)) if pair[0] != pair[1]), None)
+    shared = min(len(opened), len(written)) if shared is None else shared
+    return ReplyEdges(opened[shared:], written[shared:]) if found and shared else None
+
+
+def _refused(refusal: TemplateError, template: ChatTemplate, inputs: _Inputs, sources: Sequence[int]) -> InvalidRequest:
     """Blame a system message if the template accepts the rest: without the later ones, then without any."""
+    turns = inputs.turns
     for first_allowed in (1, 0):
         blamed = next((at for at in range(first_allowed, len(turns)) if turns[at].role == "system"), None)
-        kept = [turn for at, turn in enumerate(turns) if at < first_allowed or turn.role != "system"]
-        if kept and blamed is not None and _accepts(template, kept, schemas):
+        kept = tuple(turn for at, turn in enumerate(turns) if at < first_allowed or turn.role != "system")
+        if kept and blamed is not None and _accepts(template, replace(inputs, turns=kept)):
             return InvalidRequest(
                 f"This model's chat template does not take a system message here: {refusal}",
                 param=f"messages[{sources[blamed]}].role",
@@ -134,9 +237,9 @@ def _refused(
     return InvalidRequest(f"This model's chat template refuses the conversation: {refusal}", param="messages")
 
 
-def _accepts(template: ChatTemplate, turns: Sequence[Turn], schemas: list[dict[str, Any]] | None) -> bool:
+def _accepts(template: ChatTemplate, inputs: _Inputs) -> bool:
     try:
-        template.apply([turn.holding(turn.content) for turn in turns], schemas, True)
+        inputs.apply(template, True)
     except TemplateError:
         return False
     return True
@@ -155,26 +258,28 @@ def _segments(text: str, template: ChatTemplate, stand_ins: StandIns) -> tuple[S
     return tuple(segments)
 
 
-def _skeleton(
-    template: ChatTemplate,
-    turns: Sequence[Turn],
-    schemas: list[dict[str, Any]] | None,
-    add_generation_prompt: bool,
-    marker: str,
-) -> list[str]:
+def _skeleton(template: ChatTemplate, inputs: _Inputs, add_generation_prompt: bool, stand_ins: StandIns) -> list[str]:
     """What the template writes around k contents, as k + 1 pieces; none if that cannot be told."""
-    marked = [turn.holding(marker if turn.content.strip() else turn.content) for turn in turns]
+    marker = stand_ins.spare
+    marked = tuple(
+        turn._replace(content=marker) if turn.content.strip() and turn.content != stand_ins.hole else turn
+        for turn in inputs.turns
+    )
     try:
-        return template.apply(marked, schemas, add_generation_prompt).split(marker)
+        return stand_ins.unescape(replace(inputs, turns=marked).apply(template, add_generation_prompt)).split(marker)
     except TemplateError:
         return []
 
 
 def _locate_contents(
-    text: str, turns: Sequence[Turn], sources: Sequence[int], skeleton: Sequence[str]
+    text: str, turns: Sequence[Turn], sources: Sequence[int], skeleton: Sequence[str], hole: str
 ) -> tuple[ContentSpan, ...]:
     """Lay contents into the skeleton and check that this is `text`, so a located content is never a guess."""
-    filled = [(source, turn) for source, turn in zip(sources, turns, strict=True) if turn.content.strip()]
+    filled = [
+        (source, turn)
+        for source, turn in zip(sources, turns, strict=True)
+        if turn.content.strip() and turn.content != hole
+    ]
     if len(skeleton) != len(filled) + 1 or not text.startswith(skeleton[0]):
         return ()
     spans = []

@@ -25,7 +25,9 @@ from sessions.conversation import Conversation, Turn, TurnKey, turn_key
 from sessions.detokenizer import fitting
 from sessions.hashing import HashChain
 from sessions.render import Known
+from sessions.reply_parser import Reading, ReplyPiece
 from sessions.types import BlockHash, TokenId
+from sessions.whole_replies import Spliced, WholeReplies, turn_of
 
 RECORD_BYTES: Final = 32 << 20
 TRANSCRIPT_BYTES: Final = 128 << 20
@@ -50,14 +52,19 @@ class Shelf(Protocol):
 
 @dataclass(slots=True)
 class Said:
-    """A reply under way: its ids so far, and the text its client was sent."""
+    """A reply under way: its ids so far, their text, and what its client was told of it, piece by piece."""
 
     ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    told: list[ReplyPiece] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def reading(self) -> Reading:
+        return Reading.of(self.told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +83,7 @@ class Transcript:
 
     @property
     def num_bytes(self) -> int:
-        contents = sum(
-            _TURN_BYTES + sys.getsizeof(turn.content) + sys.getsizeof(turn.tool_call_id) for turn in self.turns
-        )
+        contents = sum(_TURN_BYTES + sum(map(sys.getsizeof, _texts(turn))) for turn in self.turns)
         return (
             contents + sys.getsizeof(self.known.text) + 4 * len(self.known.ids) + _HASH_BYTES * len(self.chain.hashes)
         )
@@ -104,19 +109,11 @@ class Opening:
     salted_of: BlockHash | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Spliced:
-    """The leading `ids` stand for the first `num_chars` characters of a reply."""
-
-    ids: Sequence[int]
-    num_chars: int
-
-
 class Replies:
     """One per service.
 
     decode: the tokenizer's. control_ids: believed in what was said here, never from a shelf.
-    is_lenient: clients may strip whitespace from the ends of replies.
+    is_lenient: clients may strip whitespace from the ends of replies. whole: reads those with calls and thoughts.
     """
 
     def __init__(
@@ -127,7 +124,9 @@ class Replies:
         *,
         vocab_size: int,
         is_lenient: bool = False,
+        whole: WholeReplies | None = None,
     ) -> None:
+        self._whole = whole
         self._decode = decode
         self._control_ids = control_ids
         self._shelf = shelf
@@ -155,7 +154,7 @@ class Replies:
         """What is known of the conversation up to its last reply, if that is known whole."""
         turns = conversation.turns
         last = next((at for at in range(len(turns) - 1, 0, -1) if turns[at].role == "assistant"), 0)
-        if not last:
+        if not last or turns[last].tool_calls:
             return None
         found = self._transcripts.get((root, last, turns[last - 1].content, turns[last].content))
         if found is None or found.turns != turns[:last] or found.schemas != conversation.schemas:
@@ -174,7 +173,11 @@ class Replies:
         salted_of: BlockHash | None = None,
     ) -> dict[int, Spliced]:
         """Turn index -> what was said there. keys: `turn_keys` of the conversation. salted_of: as in `Opening`."""
-        turns = [at for at, turn in enumerate(conversation.turns) if turn.role == "assistant" and turn.content]
+        turns = [
+            at
+            for at, turn in enumerate(conversation.turns)
+            if turn.role == "assistant" and (turn.content or turn.tool_calls)
+        ]
         wanted = [at for at in turns[:MAX_FETCHED_TURNS] if self._local(root, conversation, keys, at) is None]
         await self._fetch(root, [key for at in wanted for key in (keys[at + 1], _cut_key(keys[at]))], salted_of)
         found = {at: self._local(root, conversation, keys, at) for at in turns}
@@ -182,14 +185,27 @@ class Replies:
 
     def _local(self, root: BlockHash, conversation: Conversation, keys: Sequence[TurnKey], at: int) -> Spliced | None:
         """The reply itself; else one that was cut off, or is being said, of which this is a beginning."""
-        text = conversation.turns[at].content
         whole = self._records.get((root, keys[at + 1]))
         if whole is not None:
-            return self.fitting(whole.ids, text)
+            return self._fitting_turn(whole.ids, conversation, at)
         begun = [said.ids for said in self._running.get(keys[at], ())]
         cut = self._records.get((root, _cut_key(keys[at])))
-        fits = [self.fitting(ids, text) for ids in (*begun, *(() if cut is None else (cut.ids,)))]
+        fits = [self._fitting_turn(ids, conversation, at) for ids in (*begun, *(() if cut is None else (cut.ids,)))]
         return max((fit for fit in fits if fit is not None), key=lambda fit: fit.num_chars, default=None)
+
+    def _fitting_turn(self, ids: Sequence[int], conversation: Conversation, at: int) -> Spliced | None:
+        turn = conversation.turns[at]
+        if self._whole is not None and self._whole.concern(turn):
+            fit = self._whole.fitting(self._decode, self._before_end(ids), conversation, turn)
+            if fit is not None or turn.tool_calls:
+                return fit
+        return self.fitting(ids, turn.content)
+
+    def _before_end(self, ids: Sequence[int]) -> Sequence[int]:
+        end = len(ids)
+        while end and ids[end - 1] in self._control_ids:
+            end -= 1
+        return ids[:end]
 
     async def _fetch(self, root: BlockHash, keys: Sequence[bytes], salted_of: BlockHash | None) -> None:
         records = await self._shelf.fetch_replies(root, keys) if keys else None
@@ -204,10 +220,7 @@ class Replies:
         A code point may end in the middle of the ids, and a stop string in the middle of a token: then a rest of the
         text is left. None if nothing fits. Lenient: whitespace around `text` may be missing.
         """
-        end = len(ids)
-        while end and ids[end - 1] in self._control_ids:
-            end -= 1
-        ids = ids[:end]
+        ids = self._before_end(ids)
         whole = self._decode(ids) if self._is_lenient else ""
         if text and whole.strip() == text:
             return Spliced(ids, len(text))
@@ -239,7 +252,11 @@ class Replies:
         del running[next(at for at, other in enumerate(running) if other is said)]
         if not running:
             del self._running[opening.key]
-        text = said.text
+        text, told = said.text, said.reading
+        if is_whole and self._whole is not None and (told.calls or told.text != text or self._whole.dialect.thinks):
+            num_ids, _ = fitting(self._decode, self._before_end(said.ids), text)
+            self._record(opening, turn_key(opening.key, turn_of(told)), said.ids[:num_ids])
+            return
         fit = self.fitting(said.ids, text) if is_whole else Spliced(said.ids, len(text))
         if fit is None or not fit.ids:
             return
@@ -283,6 +300,11 @@ class _Record:
 
 def _place(root: BlockHash, transcript: Transcript) -> tuple[Any, ...]:
     return root, len(transcript.turns), transcript.turns[-1].content, transcript.known.reply
+
+
+def _texts(turn: Turn) -> Iterator[str]:
+    yield from (turn.content, turn.tool_call_id or "", turn.reasoning)
+    yield from (text for call in turn.tool_calls for text in call)
 
 
 def _cut_key(parent: TurnKey) -> TurnKey:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from sessions.admission import Admission
 from sessions.cache_control import CacheControl
 from sessions.completing import encode_prompts
+from sessions.dialect import THINK_OPEN
 from sessions.documents import LocalDocuments
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.loop import Engine, Runner, StepResult
@@ -29,13 +30,15 @@ from sessions.index import PrefixIndex, open_index
 from sessions.keeping import keeping_of
 from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter, scope_of
+from sessions.render import opens_thoughts
 from sessions.replies import Replies, Said
 from sessions.response_store import ResponseStore
 from sessions.sightings import Sightings
-from sessions.submission import EnginePrompt, choices_of
+from sessions.submission import EnginePrompt, choices_of, parser_of
 from sessions.submission import engine_requests as requests_of
 from sessions.texts import Texts
 from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
+from sessions.tool_grammar import reply_grammar
 from sessions.truncation import truncated
 from sessions.types import (
     BlockHash,
@@ -51,6 +54,7 @@ from sessions.types import (
     TokenId,
     Usage,
 )
+from sessions.whole_replies import WholeReplies
 
 CALL_TIMEOUT_S = 10.0
 """How long the index thread waits for the engine to answer between two steps."""
@@ -99,6 +103,11 @@ class ChatService:
             self.index,
             vocab_size=parts.tokenizer.vocab_size,
             is_lenient=parts.splice_stripped,
+            whole=WholeReplies(
+                parts.tokenizer.template.dialect,
+                parts.keeps_reasoning,
+                lambda conversation: opens_thoughts(parts.tokenizer.template, conversation.options),
+            ),
         )
         self._prompter = Prompter(
             parts.tokenizer,
@@ -107,6 +116,7 @@ class ChatService:
             block_size=self._config.block_size,
             max_model_len=self.max_model_len,
             stable_first=parts.stable_first,
+            keeps_reasoning=parts.keeps_reasoning,
         )
         if shared_root is not None:
             self._prompter.share(shared_root, parts.shared_prompts)
@@ -180,9 +190,10 @@ class ChatService:
 
     async def _start(self, request: ChatRequest, *, is_open: bool) -> Generation:
         self._refuse_if_unable(request.n)
-        grammar = request.params.grammar
-        compiled = None if grammar is None else await self.grammars.compile(grammar)
         prompted = await self._prompter.prompt(request, is_open=is_open)
+        request = self._constrained(request, prompted)
+        grammar = request.params.grammar if is_open else None
+        compiled = None if grammar is None else await self.grammars.compile(grammar)
         if request.wants_explanation:
             explanation = await self._explainer.explain(request, prompted)
             prompted = replace(prompted, report=replace(prompted.report, explanation=explanation))
@@ -195,6 +206,17 @@ class ChatService:
             restored = await self._restore(prompted.chain, prompted.token_ids)
         self._refuse_if_unable(request.n)
         return self._submit_chat(request, prompted, restored, compiled)
+
+    def _constrained(self, request: ChatRequest, prompted: Prompted) -> ChatRequest:
+        """The request with what its tools and the model's thoughts make of its grammar."""
+        tokenizer = self._parts.tokenizer
+        dialect = tokenizer.template.dialect
+        grammar = reply_grammar(dialect, tokenizer.marker_ids, request, is_thinking=self._is_thinking(prompted))
+        return replace(request, params=replace(request.params, grammar=grammar))
+
+    def _is_thinking(self, prompted: Prompted) -> bool:
+        dialect = self._parts.tokenizer.template.dialect
+        return dialect.thinks and prompted.prompt.text.rstrip().endswith(THINK_OPEN)
 
     async def _compare(self, prompted: Prompted, earlier: ChatRequest) -> Comparison | None:
         """None where the earlier request cannot be rendered any more: it does not fit the model of now."""
@@ -244,6 +266,9 @@ class ChatService:
         keeping = keeping_of(request.cache, prompted.breakpoints)
         prompt = EnginePrompt(prompted.token_ids, prompted.chain, keeping, prompted.prediction, restored, grammar)
         choices = choices_of(request, [prompt], said, self._parts.tokenizer)
+        dialect, is_thinking = self._parts.tokenizer.template.dialect, self._is_thinking(prompted)
+        for choice in choices:
+            choice.parser = parser_of(request, dialect, is_thinking=is_thinking)
         return self._submit(f"chatcmpl-{secrets.token_hex(12)}", request, [prompt], choices, remember, prompted.report)
 
     async def _complete(self, request: CompletionRequest) -> Generation:

@@ -55,6 +55,7 @@ class ServiceOptions:
     stable_first: bool = False
     cache_budgets: str = ""
     splice_stripped: bool = False
+    reasoning_history: Literal["keep", "drop"] = "keep"
     reply_ttl_s: int = 86_400
     response_ttl_s: int = 2_592_000
     max_stored_responses: int = 10_000
@@ -128,6 +129,7 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         index=_index_options(options),
         stable_first=options.stable_first,
         splice_stripped=options.splice_stripped,
+        keeps_reasoning=options.reasoning_history == "keep",
         budgets={
             tenant: max(1, num_bytes // cache.block_bytes)
             for tenant, num_bytes in parse_budgets(options.cache_budgets).items()

@@ -3,10 +3,12 @@
 With `n` choices, request k·n + i is choice i of prompt k.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sessions.detokenizer import StopStrings, TextStream
+from sessions.dialect import Dialect
 from sessions.engine.request import Request, RestoredBlocks
 from sessions.generation import Choice, Echo, PromptUse
 from sessions.grammars import CompiledGrammar
@@ -14,6 +16,7 @@ from sessions.hashing import HashChain
 from sessions.keeping import Keeping
 from sessions.logprobs import LogprobStream
 from sessions.replies import Said
+from sessions.reply_parser import ReplyParser
 from sessions.tokenizer import Tokenizer
 from sessions.types import ChatRequest, CompletionRequest, RequestId, SamplingParams, TokenId
 
@@ -88,6 +91,21 @@ def choices_of(
             logprobs = LogprobStream(tokenizer.token_bytes, opens=not goes_on) if asks else None
             choices.append(Choice(len(choices), use, stream, said[len(choices)], logprobs, prompt.echo))
     return choices
+
+
+def parser_of(request: ChatRequest, dialect: Dialect, *, is_thinking: bool) -> ReplyParser | None:
+    """For one choice. None where nothing but text can come. is_thinking: the prompt ends inside thoughts."""
+    asked = request.tool_choice
+    tools = () if asked.mode == "none" else request.tools
+    names = [tool.name for tool in tools if asked.names is None or tool.name in asked.names]
+    if not names and not dialect.thinks:
+        return None
+    max_calls = None if asked.is_parallel else 1
+    return ReplyParser(dialect, names=names, is_thinking=is_thinking, max_calls=max_calls, new_id=_call_id)
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
 
 
 def choice_seed(seed: int, index: int) -> int:

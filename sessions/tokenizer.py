@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import jinja2
+import jinja2.meta
 from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ from transformers.utils.chat_template_utils import _cached_compile_jinja_templat
 
 from sessions.control_tokens import ControlToken, ControlTokens, is_control
 from sessions.detokenizer import fitting
+from sessions.dialect import measure
 from sessions.errors import ContextLengthExceeded, ModelRefused
 from sessions.plain_encoder import PlainEncoder, TooManyTokensError
 from sessions.prompt import ChatTemplate, Prompt, TemplateError
@@ -74,9 +76,14 @@ class Tokenizer:
         chat_ends = {token.id for text, token in control_tokens.by_text.items() if text in _END_OF_TURN}
         own_eos = () if hf.eos_token_id is None else (TokenId(hf.eos_token_id),)
         self.eos_token_ids = frozenset({*map(TokenId, generation_eos), *chat_ends, *own_eos})
-        self.control_ids = control_tokens.ids
         self.digest = sha256(self._backend.to_str().encode()).hexdigest()
         self.template = _chat_template(hf, control_tokens, today)
+        by_text = control_tokens.by_text
+        self._markers: dict[int, str] = {
+            by_text[text].id: text for text in self.template.dialect.markers if text in by_text
+        }
+        self.marker_ids: dict[str, int] = {text: token_id for token_id, text in self._markers.items()}
+        self.control_ids = control_tokens.ids - self._markers.keys()
         self.template_digest = self.template.digest
 
     @classmethod
@@ -203,8 +210,18 @@ class Tokenizer:
         return json.dumps({**backend_json, "padding": None, "truncation": None}, ensure_ascii=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens left out. Bytes that are not whole UTF-8 read as U+FFFD."""
-        return self._backend.decode(ids, skip_special_tokens=True)
+        """The text of `ids`, special tokens left out but for markers of calls and thoughts. Bytes that are not whole
+        UTF-8 read as U+FFFD."""
+        if self._markers.keys().isdisjoint(ids):
+            return self._backend.decode(ids, skip_special_tokens=True)
+        pieces: list[str] = []
+        start = 0
+        for at, token_id in enumerate(ids):
+            if token_id in self._markers:
+                between = self._backend.decode(ids[start:at], skip_special_tokens=True)
+                pieces += between, self._markers[token_id]
+                start = at + 1
+        return "".join([*pieces, self._backend.decode(ids[start:], skip_special_tokens=True)])
 
 
 class _Piece(NamedTuple):
@@ -220,6 +237,9 @@ def _pieces(prompt: Prompt, spliced: Mapping[int, Sequence[TokenId]]) -> Iterato
     for segment in prompt.segments:
         if segment.control_id is not None:
             yield _Piece(segment.start, segment.text, (segment.control_id,))
+            continue
+        if segment.said is not None:
+            yield _Piece(segment.start, segment.text, segment.said)
             continue
         at = segment.start
         for span in prompt.contents_within(segment) if spliced else ():
@@ -292,17 +312,32 @@ def _chat_template(
         raise ModelRefused(f"The model's chat template does not compile: {error}") from error
     compiled.globals["strftime_now"] = today.strftime
 
-    def apply(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
+    def apply(
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        **options: Any,
+    ) -> str:
+        variables = {
+            **options,
+            **hf.special_tokens_map,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            return compiled.render(
-                **hf.special_tokens_map,
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
+            return compiled.render(variables)
         except _TEMPLATE_ERRORS as error:
             raise TemplateError(str(error)) from error
 
+    reserved = {*hf.special_tokens_map, "messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
+    variables = jinja2.meta.find_undeclared_variables(compiled.environment.parse(source)) - reserved
     digest = sha256(f"{today.isoformat()}\n{source}".encode()).hexdigest()
-    return ChatTemplate(apply, control_tokens, takes_tools="tools" in source, digest=digest)
+    return ChatTemplate(
+        apply,
+        control_tokens,
+        digest=digest,
+        dialect=measure(apply, source, frozenset(control_tokens.by_text)),
+        options=frozenset(variables - compiled.globals.keys()),
+    )

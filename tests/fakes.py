@@ -123,8 +123,8 @@ CHATML_WITH_TOOLS = (
 )
 
 
-def byte_tokenizer() -> Tokenizer:
-    """256 bytes plus ChatML's control tokens."""
+def byte_tokenizer(template: str = CHATML_WITH_TOOLS, markers: Sequence[str] = ()) -> Tokenizer:
+    """256 bytes plus ChatML's control tokens. markers: further tokens that a model may say."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
@@ -134,9 +134,10 @@ def byte_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<|im_start|>", "<|im_end|>")])
+    backend.add_tokens([AddedToken(marker, normalized=False) for marker in markers])
     folder = Path(mkdtemp(prefix="anaphora-fake-"))
     hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
-    hf.chat_template = CHATML_WITH_TOOLS
+    hf.chat_template = template
     hf.save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return Tokenizer.load(folder)
@@ -152,6 +153,7 @@ async def open_fake_service(
     shared_prompts: Sequence[SharedPrompt] = (),
     max_stored_bytes: int = 2 << 20,
     root_fields: RootFields = ROOT_FIELDS,
+    keeps_reasoning: bool = True,
     **engine: int,
 ) -> ChatService:
     """A started ChatService over the fake model; `engine` are EngineConfig's fields. disk: folder and most bytes.
@@ -170,6 +172,7 @@ async def open_fake_service(
         max_num_waiting,
         index or IndexOptions(),
         disk=DiskOptions(*disk, runner) if disk else None,
+        keeps_reasoning=keeps_reasoning,
         budgets=budgets or {},
         shared_prompts=tuple(shared_prompts),
         max_stored_bytes=max_stored_bytes,

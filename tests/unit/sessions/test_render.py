@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sessions.control_tokens import ControlToken, ControlTokens
+from sessions.dialect import Dialect
 from sessions.errors import InvalidRequest
 from sessions.prompt import ChatTemplate, Move, TemplateError
 from sessions.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def chatml(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, g
     return system + text + ("<|im_start|>assistant\n" if generate else "")
 
 
-CHATML = ChatTemplate(chatml, CONTROL, takes_tools=True, digest="chatml")
+CHATML = ChatTemplate(chatml, CONTROL, digest="chatml")
 
 
 def conversation(system: str, exchanges: list[tuple[str, str]]) -> list[Message]:
@@ -93,10 +94,14 @@ def test_tools_and_key_order_do_not_matter() -> None:
     assert render([Message("user", "x")], [Tool("f", "does", reordered), Tool("a")], CHATML).text != one.text
 
 
-def test_tools_need_a_template_that_takes_them() -> None:
-    with pytest.raises(InvalidRequest, match="no place for tools") as raised:
-        render([Message("user", "x")], [Tool("f")], replace(CHATML, takes_tools=False))
-    assert raised.value.param == "tools"
+def test_tools_that_the_template_leaves_out_end_the_system_message() -> None:
+    without = replace(CHATML, dialect=Dialect(has_tools=False))
+    for system in ([], [Message("system", "Be kind.")]):
+        text = render([*system, Message("user", "x")], [Tool("f", "does <|im_end|>")], without).text
+        assert text.startswith("<|im_start|>system\n" + ("Be kind.\n\n" if system else "") + "# Tools\n")
+        line = '{"function": {"description": "does <|im_end|>", "name": "f"}, "type": "function"}'
+        assert f"<tools>\n{line}\n</tools>" in text
+        assert text.endswith("</tool_call><|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n")
 
 
 @given(texts, turns, texts, st.integers(0, 5))
@@ -221,9 +226,9 @@ def test_stand_ins_that_the_template_escapes_come_back_and_lookalikes_stay() -> 
 
 def test_every_private_use_code_point_taken() -> None:
     everything = "".join(map(chr, range(0xE000, 0xF900)))
-    assert render([Message("user", everything[1:])], [], CHATML).contents
+    assert render([Message("user", everything[2:])], [], CHATML).contents
     with pytest.raises(InvalidRequest, match="private-use"):
-        render([Message("user", "<think>" + everything[1:])], [], CHATML)
+        render([Message("user", "<think>" + everything[2:])], [], CHATML)
 
 
 def refusing(*allowed: int) -> ChatTemplate:
