@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from sessions.index import IndexSettings
 from sessions.parts import IndexOptions
 from sessions.startup import ServiceOptions, open_service
 from tests.contract.conftest import shared_tokenizer
-from tests.fakes import open_fake_service
+from tests.fakes import byte_tokenizer, open_fake_service
 from tests.integration.index.index_servers import ValkeyServer, eventually
 from tests.integration.redis_faults import frozen, killed
 from tests.integration.test_conversation import serving
 from tests.integration.test_token_drift import Glue
+from tests.integration.test_tool_turns import OPENS_THOUGHTS
 from tests.oracle import cache_dir
 
 LIMIT = 24
@@ -167,3 +169,26 @@ async def test_three_turns_of_the_default_model_recompute_one_token_each_at_most
             if number:
                 num_computed = usage.input_tokens - usage.input_tokens_details.cached_tokens
                 assert num_computed - glue.num_tokens(question) <= 1
+
+
+async def test_thoughts_are_items_and_stay_in_the_conversation(redis_server: ValkeyServer) -> None:
+    tokenizer = byte_tokenizer(OPENS_THOUGHTS, ("<think>", "</think>", "<tool_call>", "</tool_call>"))
+    index = IndexOptions("redis", redis_server.url, 5_000)
+    service = await open_fake_service(tokenizer=tokenizer, index=index, num_blocks=2048, max_model_len=16_000)
+    async with serving(service) as (client, _):
+        await eventually(lambda: service.index.state == "redis")
+        options: dict[str, Any] = {"max_output_tokens": 3_000, "temperature": 1.0, "extra_body": {"seed": 3}}
+        response = await ask(client, "One?", **options)
+        assert [item.type for item in response.output] == ["reasoning", "message"]
+        thought = response.output[0].content[0].text
+        assert thought and response.usage.output_tokens_details.reasoning_tokens > 0
+        for number in range(2):
+            last = response
+            response = await ask(client, "On?", previous_response_id=last.id, **options)
+            usage = response.usage
+            assert usage.input_tokens_details.cached_tokens >= last.usage.input_tokens + last.usage.output_tokens - 1
+            assert response.anaphora["spliced_messages"] == number + 1
+        stream = await ask(client, "On?", stream=True, **options)
+        kinds = [kind for kind, _ in groupby([event.type.removeprefix("response.") async for event in stream])]
+        assert kinds[2:5] == ["output_item.added", "content_part.added", "reasoning_text.delta"]
+        assert kinds[5:8] == ["reasoning_text.done", "content_part.done", "output_item.done"]
