@@ -15,13 +15,10 @@ from sessions.engine.schedule import Draw
 
 
 class Masks(NamedTuple):
-    """rows: those of a step's draws that are constrained.
-
-    allowed: uint8 [len(rows), num_bytes]. Bit i of a row, lowest first, is token id i; ids past its end are illegal.
-    """
+    """rows: those of a step's draws that are constrained. forbidden: bool [len(rows), num_ids]; ids past it are too."""
 
     rows: list[int]
-    allowed: npt.NDArray[np.uint8]
+    forbidden: npt.NDArray[np.bool_]
 
 
 def compute_masks(draws: Sequence[Draw]) -> Masks | None:
@@ -36,7 +33,8 @@ def compute_masks(draws: Sequence[Draw]) -> Masks | None:
             masks += constraint.masks(entry[-1][1].drafts)
     if not rows:
         return None
-    return Masks(rows, np.frombuffer(b"".join(masks), np.uint8).reshape(len(rows), -1))
+    packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(rows), -1)
+    return Masks(rows, np.unpackbits(packed, axis=1, bitorder="little") == 0)
 
 
 class MaskWorker:

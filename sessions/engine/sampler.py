@@ -82,14 +82,11 @@ def _output_counts(draw: Draw) -> dict[int, int]:
 
 def _forbid(logits: torch.Tensor, masks: Masks) -> None:
     """-inf where a mask says no: after penalties and bias, which so cannot make a token legal. In place."""
-    packed = torch.tensor(masks.allowed, device=logits.device)
-    places = torch.arange(8, dtype=torch.uint8, device=logits.device)
-    allowed = ((packed[..., None] >> places) & 1).bool().flatten(1)
-    width = min(allowed.shape[1], logits.shape[1])
-    rows = torch.tensor(masks.rows, device=logits.device)
-    forbidden = logits.new_full((len(masks.rows), logits.shape[1]), -torch.inf)
-    forbidden[:, :width] = torch.where(allowed[:, :width], logits[rows, :width], -torch.inf)
-    logits[rows] = forbidden
+    forbidden = torch.from_numpy(masks.forbidden).to(logits.device)
+    width = min(forbidden.shape[1], logits.shape[1])
+    for row, mask in zip(masks.rows, forbidden, strict=True):
+        logits[row, :width].masked_fill_(mask[:width], -torch.inf)
+        logits[row, width:] = -torch.inf
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:

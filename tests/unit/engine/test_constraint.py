@@ -19,7 +19,9 @@ from tests.schemas import NAMED, closed
 from tests.unit.engine.test_loop import request as request_named
 
 TOKENIZER = byte_tokenizer()
-PERSON = closed(name={"type": "string", "maxLength": 6}, tags={"type": "array", "items": {"enum": ["a", "b"]}})
+PERSON = closed(
+    name={"type": "string", "pattern": "^[a-z]{40,50}$"}, tags={"type": "array", "items": {"enum": ["a", "b"]}}
+)
 
 
 def asking(schema: dict[str, Any] | None, text: str = "hi", n: int = 1, **params: Any) -> ChatRequest:
@@ -39,7 +41,7 @@ async def answers(service: ChatService, request: ChatRequest) -> list[tuple[str,
 
 
 async def test_constrained_choices_are_the_same_alone_drafted_preempted_and_in_company() -> None:
-    asked = [asking(PERSON, f"hello {index}", n=2, max_tokens=150) for index in range(4)]
+    asked = [asking(PERSON, f"hello {index}", n=2, max_tokens=200) for index in range(4)]
     roomy = await open_fake_service(tokenizer=TOKENIZER, num_blocks=2000, block_size=4, max_num_draft_tokens=0)
     alone = [await answers(roomy, request) for request in asked]
     await roomy.close()
@@ -99,9 +101,9 @@ async def test_a_stop_string_ends_a_constrained_reply() -> None:
 
 async def test_a_prediction_helps_a_constrained_reply_and_changes_nothing() -> None:
     service = await open_fake_service(tokenizer=TOKENIZER, max_num_draft_tokens=5)
-    ((text, _),) = plain = await answers(service, asking(PERSON, max_tokens=150))
+    ((text, _),) = plain = await answers(service, asking(PERSON, max_tokens=200))
     for prediction in (text, "x" * 50, text[:20] + "}" * 20):
-        request = ChatRequest(asking(PERSON).messages, asking(PERSON, max_tokens=150).params, prediction=prediction)
+        request = ChatRequest(asking(PERSON).messages, asking(PERSON, max_tokens=200).params, prediction=prediction)
         assert await answers(service, request) == plain
     assert service.stats().num_accepted_tokens > 0
     await service.close()
@@ -111,7 +113,7 @@ async def test_a_grammar_that_fails_under_way_ends_its_request_and_no_other() ->
     service = await open_fake_service(tokenizer=TOKENIZER, num_blocks=400, block_size=4)
     wide = {"type": "object", "properties": {f"k{index}": {"type": "string"} for index in range(2500)}}
     failing = {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "null"}, wide]}, "maxItems": 40}
-    other = await service.start(asking(PERSON, max_tokens=150))
+    other = await service.start(asking(PERSON, max_tokens=200))
     with pytest.raises(InvalidRequest) as failed:
         await answers(service, asking(failing))
     assert failed.value.code == "grammar_too_complex"
@@ -152,7 +154,7 @@ def test_masks_apply_to_their_rows_and_to_ids_past_their_end(temperature: float)
     bound.constraint = Fixed(3, 17)
     draws = [Draw(0, free, ()), Draw(1, bound, ()), Draw(1, bound, (3,)), Draw(2, free, ())]
     masks = compute_masks(draws)
-    assert masks is not None and masks.rows == [1, 2] and masks.allowed.shape == (2, 4)
+    assert masks is not None and masks.rows == [1, 2] and masks.forbidden.shape == (2, 32)
     for width in (40, 20):
         logits = torch.zeros(4, width)
         logits[:, width - 1] = 50.0
@@ -165,5 +167,4 @@ def test_a_filtered_draw_is_legal() -> None:
     bound = request_named("bound")
     bound.params = SamplingParams(temperature=2.0, top_k=3, top_p=0.9, min_p=0.2)
     draws = [Draw(0, bound, ())]
-    allowed = np.packbits(np.eye(1, 32, 9, dtype=np.uint8), axis=1, bitorder="little")
-    assert sample(torch.arange(32.0)[None], draws, Masks([0], allowed)) == [9]
+    assert sample(torch.arange(32.0)[None], draws, Masks([0], ~np.eye(1, 32, 9, dtype=np.bool_))) == [9]
