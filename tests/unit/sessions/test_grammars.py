@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from sessions.engine.masks import compute_masks
@@ -118,17 +119,21 @@ async def test_control_tokens_are_text_to_no_schema(grammars: Grammars) -> None:
     assert not legal(constraint) & TOKENIZER.control_ids
 
 
-async def test_a_control_token_that_is_not_special_is_no_text_either(chatml_folder: Path) -> None:
-    """`<think>` is an added token like any other to the tokenizer; only a grammar that names it lets it be drawn."""
-    tokenizer = Tokenizer.load(chatml_folder)
-    think = AutoTokenizer.from_pretrained(chatml_folder).convert_tokens_to_ids("<think>")
-    assert think in tokenizer.control_ids
+async def test_a_control_token_that_is_not_special_is_no_text_either(chatml_folder: Path, tmp_path: Path) -> None:
+    """`[CALL]` is an added token like any other to the tokenizer; only a grammar that names it lets it be drawn."""
+    hf = AutoTokenizer.from_pretrained(chatml_folder)
+    hf.add_tokens([AddedToken("[CALL]")])
+    hf.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = Tokenizer.load(tmp_path)
+    named = {hf.convert_tokens_to_ids(text) for text in ("[CALL]", "<think>")}
+    assert named < tokenizer.control_ids
     grammars = Grammars(tokenizer)
     inside = (await grammars.compile(of_schema({"type": "string"}))).constraint()
     inside.accept(*tokenizer.encode_text('"', scope=""))
     assert not legal(inside) & tokenizer.control_ids
-    named = (await grammars.compile(Grammar("lark", f"start: <think> {embedded_json(closed())}"))).constraint()
-    assert legal(named) == {think}
+    lark = f"start: (<think> | <[{hf.convert_tokens_to_ids('[CALL]')}]>) {embedded_json(closed())}"
+    assert legal((await grammars.compile(Grammar("lark", lark))).constraint()) == named
     grammars.close()
 
 
@@ -214,10 +219,12 @@ async def test_a_schema_that_cannot_be_compiled_is_refused_by_its_keyword(
     assert len(refused.value.message) < 500 and "\n" not in refused.value.message
 
 
-async def test_a_schema_cannot_switch_the_whitespace(grammars: Grammars) -> None:
-    schema = {**closed(a={"const": 1}), "x-guidance": {"whitespace_flexible": True, "item_separator": ";"}}
+async def test_a_schema_cannot_switch_what_is_the_servers(grammars: Grammars) -> None:
+    schema = {**closed(a={"const": 1}), "x-guidance": {"whitespace_pattern": "\\n{5}", "item_separator": ";"}}
     compiled = await grammars.compile(of_schema(schema))
     assert TOKENIZER.decode(generate(compiled.constraint(), SamplingParams(), 1).token_ids[1:]) == '{"a": 1}'
+    with pytest.raises(InvalidRequest, match='"not"'):
+        await grammars.compile(of_schema({"not": {}, "x-guidance": {"lenient": True}}))
 
 
 async def test_only_the_latest_grammars_are_kept(grammars: Grammars) -> None:
