@@ -22,6 +22,10 @@ def allowed(mode: str, name: str = "f") -> dict[str, Any]:
     return part("allowed_tools", allowed_tools={"mode": mode, "tools": [named]})
 
 
+def json_schema(**fields: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": fields}
+
+
 def user(*parts: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(parts)}]}
 
@@ -186,6 +190,14 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"function_call": "auto"}, "function_call"),
         (said({"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}),
          "messages[0].function_call"),
+    ],
+    "response_format": [
+        ({"response_format": {"type": "odd"}}, "response_format.type"),
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": "text"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": json_schema(schema={"type": "object"})}, "response_format.json_schema.name"),
+        ({"response_format": json_schema(name="n", schema={"type": "odd"})}, "response_format.json_schema.schema"),
     ],
     "prompt_cache_key": [({"prompt_cache_key": 7}, "prompt_cache_key")],
     "prompt_cache_options": [
