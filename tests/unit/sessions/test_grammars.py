@@ -1,6 +1,7 @@
 """Grammars: what compiles is obeyed to the letter, what does not is refused by its keyword."""
 
 import json
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -257,3 +258,26 @@ async def test_a_grammar_that_becomes_too_complex_ends_its_request_with_an_error
     assert constraint.error is not None and "items" in constraint.error.message
     assert (constraint.error.code, constraint.error.param) == ("grammar_too_complex", "response_format")
     assert not constraint.is_complete
+
+
+@pytest.mark.parametrize("folder", ["chatml_folder", "mistral_folder", "phi_folder", "base_folder", "smollm2_folder"])
+async def test_vocabularies_of_all_kinds_obey(folder: str, request: pytest.FixtureRequest) -> None:
+    """Byte-level and metaspace with byte fallback, with an end of reply and without one."""
+    tokenizer = Tokenizer.load(request.getfixturevalue(folder))
+    grammars = Grammars(tokenizer)
+    schema = closed(**{"名 前": {"enum": ["東京 é", "a b"]}})
+    constraint = (await grammars.compile(of_schema(schema))).constraint()
+    drawn, token_ids = random.Random(1), []
+    while not constraint.is_complete:
+        token_ids.append(drawn.choice(sorted(legal(constraint))))
+        constraint.accept(token_ids[-1])
+    jsonschema.validate(json.loads(tokenizer.decode(token_ids)), schema)
+    grammars.close()
+
+
+async def test_a_tokenizer_that_llguidance_cannot_read_has_no_grammars(unigram_folder: Path) -> None:
+    """Its requests are refused; the server starts."""
+    grammars = Grammars(Tokenizer.load(unigram_folder))
+    with pytest.raises(InvalidRequest, match="tokenizer"):
+        await grammars.compile(of_schema({"type": "object"}))
+    grammars.close()
