@@ -3,7 +3,7 @@
 One step of a request under a constraint:
 
     schedule    forced     tokens that alone can follow, computed as drafts; of other drafts, what is legal (num_legal)
-    run         masks      what may be drawn after the known tokens, and after each draft, while the forward runs
+    run         masks      what may be drawn after the known tokens, and after each draft
     commit      accept     each token that is kept, in order
 
 What it says depends on the tokens it accepted alone: drafts, preemption and neighbours change nothing.
@@ -16,7 +16,7 @@ from sessions.errors import SessionError
 
 
 class Constraint(Protocol):
-    """Follows the output of one request. Raises nothing: what fails is in `error`. One thread at a time."""
+    """Follows the output of one request. Raises nothing: what fails is in `error`. Engine thread."""
 
     @property
     def is_complete(self) -> bool:

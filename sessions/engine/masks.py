@@ -1,10 +1,10 @@
-"""Masks: which tokens may be drawn under constraints. Computed on a thread of its own while the forward runs.
+"""Masks: which tokens may be drawn under constraints. Engine thread; llguidance lets go of the GIL.
 
-The engine thread touches no constraint from `begin` until it has the result, so each has one thread at a time.
+Computed after the forward is launched and before its logits are read: a GPU is at work meanwhile. On a CPU that the
+forward fills, a thread beside it made decoding slower (`docs/log.md`).
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -35,16 +35,3 @@ def compute_masks(draws: Sequence[Draw]) -> Masks | None:
         return None
     packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(rows), -1)
     return Masks(rows, np.unpackbits(packed, axis=1, bitorder="little") == 0)
-
-
-class MaskWorker:
-    """One per runner. llguidance lets go of the GIL, and so does the forward."""
-
-    def __init__(self) -> None:
-        self._worker = ThreadPoolExecutor(1, "anaphora-masks")
-
-    def begin(self, draws: Sequence[Draw]) -> Callable[[], Masks | None]:
-        """What waits for the masks of `draws`. Where none is constrained, nothing crosses to the thread."""
-        if all(draw.request.constraint is None for draw in draws):
-            return lambda: None
-        return self._worker.submit(compute_masks, draws).result

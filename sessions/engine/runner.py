@@ -8,7 +8,7 @@ from sessions.engine.attention import Receiver
 from sessions.engine.batch import Batch, build_batch
 from sessions.engine.kv_cache import KVCache
 from sessions.engine.loaded import LoadedModel
-from sessions.engine.masks import MaskWorker
+from sessions.engine.masks import compute_masks
 from sessions.engine.native.kernels import NativeAttention, NativePool
 from sessions.engine.request import TokenScore
 from sessions.engine.sampler import sample
@@ -23,7 +23,6 @@ class ModelRunner:
     def __init__(self, loaded: LoadedModel, cache: KVCache) -> None:
         self._loaded = loaded
         self._cache = cache
-        self._masks = MaskWorker()
         self._attention = pick_attention(loaded, cache)
 
     @torch.inference_mode()
@@ -37,13 +36,13 @@ class ModelRunner:
         if not schedule.entries:
             return []
         batch = build_batch(schedule.entries, self._loaded.device)
-        masks = self._masks.begin(batch.sampled)
         logits = self._loaded.forward(batch, self._attention(batch))
+        masks = compute_masks(batch.sampled)
         num_draws = len(batch.sampled)
         prompt_scores = _prompt_scores(schedule.entries, batch, logits[num_draws:])
         asking = [row for row, draw in enumerate(batch.sampled) if draw.request.params.num_logprobs is not None]
         unmodified = log_probabilities(logits, asking) if asking else None
-        token_ids = sample(logits[:num_draws], batch.sampled, masks()) if num_draws else []
+        token_ids = sample(logits[:num_draws], batch.sampled, masks) if num_draws else []
         scores: dict[int, TokenScore] = {}
         if unmodified is not None:
             num_tops = [batch.sampled[row].request.params.num_logprobs or 0 for row in asking]
