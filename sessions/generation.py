@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sessions.detokenizer import TextStream
-from sessions.engine.request import RequestOutput
+from sessions.engine.request import RequestOutput, TokenScore
 from sessions.errors import SessionError
 from sessions.logprobs import LogprobStream
 from sessions.replies import Said
@@ -29,12 +29,19 @@ class PromptUse:
     """A prompt and what was found of it. write_limit: tokens that are kept at most; None is all.
 
     num_cached, num_restored: of the first choice that ran; the others find all of it in the pool.
+    scored_by: index of the choice that scores it for all of its choices. scores: its, once they are known.
     """
 
     num_tokens: int
     write_limit: int | None = None
     num_cached: int | None = None
     num_restored: int = 0
+    scored_by: int | None = None
+    scores: tuple[TokenScore, ...] | None = None
+
+    @property
+    def awaits_scores(self) -> bool:
+        return self.scored_by is not None and self.scores is None
 
     @property
     def num_written(self) -> int:
@@ -54,6 +61,8 @@ class Choice:
     """None where nobody asked for any."""
     echo: Echo | None = None
     """To be said before anything else."""
+    held: list[RequestOutput] = field(default_factory=list)
+    """What came before its prompt's scores did."""
     is_finished: bool = False
     prediction: tuple[int, int] = (0, 0)
     """Tokens of the request's prediction that were right, and wrong."""
@@ -143,18 +152,36 @@ class Generation:
             self._error = output.error
             self._ready.set()
             return
+        if not choice.prompt.awaits_scores:
+            self._take(choice, output)
+        elif choice.index != choice.prompt.scored_by:
+            choice.held.append(output)
+        else:
+            choice.prompt.scores = output.prompt_scores
+            self._take(choice, output)
+            self._take_held(choice.prompt)
+        self._ready.set()
+
+    def _take_held(self, prompt: PromptUse) -> None:
+        """Its scores are known: go on with its other choices."""
+        for choice in self._choices.values():
+            if choice.prompt is prompt:
+                for output in choice.held:
+                    self._take(choice, output)
+                choice.held.clear()
+
+    def _take(self, choice: Choice, output: RequestOutput) -> None:
         if choice.prompt.num_cached is None:
             choice.prompt.num_cached = output.num_cached_tokens
             choice.prompt.num_restored = output.num_restored_tokens
         if self.queue_time_s is None and output.admitted_at is not None:
             self.queue_time_s = output.admitted_at - self._arrived_at
         if choice.echo is not None:
-            logprobs = _echo_logprobs(choice, choice.echo, output)
+            logprobs = _echo_logprobs(choice, choice.echo)
             self._deltas.append(Delta(choice.index, choice.echo.text, logprobs=logprobs))
             choice.echo = None
         choice.prediction = output.prediction
         self._push(choice, output)
-        self._ready.set()
 
     def _push(self, choice: Choice, output: RequestOutput) -> None:
         num_used = choice.stream.num_tokens_used
@@ -203,11 +230,11 @@ def _parsed(
     return pieces, finish_reason
 
 
-def _echo_logprobs(choice: Choice, echo: Echo, output: RequestOutput) -> tuple[TokenLogprob, ...]:
-    """Of the prompt's own tokens. output: the choice's first."""
+def _echo_logprobs(choice: Choice, echo: Echo) -> tuple[TokenLogprob, ...]:
+    """Of the prompt's own tokens."""
     if choice.logprobs is None:
         return ()
-    return choice.logprobs.of_prompt(echo.token_ids, output.prompt_scores)[echo.num_hidden :]
+    return choice.logprobs.of_prompt(echo.token_ids, choice.prompt.scores or ())[echo.num_hidden :]
 
 
 def _text(choice: Choice, output: RequestOutput) -> str:

@@ -26,7 +26,8 @@ CONTEXT_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class EnginePrompt:
-    """A prompt as the engine gets it. echo: it is said again before its completions; is_scored: with its scores."""
+    """A prompt as the engine gets it. echo: it is said again before its completions; is_scored: with its scores,
+    which choice 0 computes for all."""
 
     token_ids: list[TokenId]
     chain: HashChain
@@ -62,10 +63,10 @@ def engine_requests(
             owner=request.tenant.id,
             retention=prompt.keeping.retention,
             retentions=prompt.keeping.retentions,
-            read_points=() if prompt.is_scored else prompt.keeping.read_points,
+            read_points=() if prompt.is_scored and index == 0 else prompt.keeping.read_points,
             write_limit=prompt.keeping.write_limit,
             constraint=None if prompt.grammar is None else prompt.grammar.constraint(),
-            wants_prompt_scores=prompt.is_scored,
+            wants_prompt_scores=prompt.is_scored and index == 0,
         )
         for number, prompt in enumerate(prompts)
         for index in range(request.n)
@@ -84,6 +85,7 @@ def choices_of(
     choices: list[Choice] = []
     for prompt in prompts:
         use = PromptUse(len(prompt.token_ids), prompt.keeping.write_limit)
+        use.scored_by = len(choices) if prompt.is_scored else None
         context = prompt.token_ids[-CONTEXT_TOKENS:] if goes_on else ()
         for _ in range(request.n):
             stream = TextStream(tokenizer.decode, stops, tokenizer.code_point_endings, context)

@@ -182,6 +182,21 @@ def offsets(text: str) -> list[int]:
     return [len(text.encode()[:at].decode("utf-8", "ignore")) for at in range(len(text.encode()))]
 
 
+def test_choices_share_a_scored_prompt() -> None:
+    prompt = "scored once, said eight times " * 20
+    with running() as server, OpenAI(base_url=server.origin + "/v1", api_key="none", timeout=20) as client:
+        answer = client.completions.create(**(ASK | {"prompt": prompt}), echo=True, logprobs=1, n=8)
+        first, *others = (choice.logprobs for choice in answer.choices)
+        assert first is not None and first.token_logprobs is not None
+        for other in others:
+            assert other is not None and other.token_logprobs is not None
+            assert other.token_logprobs[: len(prompt)] == first.token_logprobs[: len(prompt)]
+        stats = server.stats()
+        assert stats.prompt_tokens - stats.prefix_cache_hits <= len(prompt) + 7, "one token of each other choice"
+        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        assert answer.usage.prompt_tokens_details.cached_tokens == 0
+
+
 def test_logprobs_of_the_prompt_do_not_change_the_completion(loose: OpenAI) -> None:
     plain = loose.completions.create(**ASK, echo=True).choices[0]
     scored = loose.completions.create(**ASK, echo=True, logprobs=0).choices[0]
