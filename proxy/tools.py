@@ -38,7 +38,7 @@ TemplateValue = str | bool | int
 
 
 def tools_of(wire: Tools | None) -> tuple[Tool, ...]:
-    """Raises InvalidRequest for what is no function, and for two of one name."""
+    """Raises InvalidRequest for what is no function, for two of one name, and for arguments that are no object."""
     tools: dict[str, Tool] = {}
     for index, tool in enumerate(wire or ()):
         if isinstance(tool, CustomTool):
@@ -46,6 +46,8 @@ def tools_of(wire: Tools | None) -> tuple[Tool, ...]:
         function = tool.function
         if function.name in tools:
             raise invalid(f"tools[{index}].function.name", f"another tool is called '{function.name}' too")
+        if function.parameters is not None and function.parameters.get("type", "object") != "object":
+            raise invalid(f"tools[{index}].function.parameters", "its type must be 'object'")
         tools[function.name] = Tool(function.name, function.description, function.parameters, bool(function.strict))
     return tuple(tools.values())
 

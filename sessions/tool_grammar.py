@@ -59,7 +59,9 @@ class _Markers:
 
 def _calls(dialect: Dialect, markers: _Markers, tools: Sequence[Tool], *, is_parallel: bool) -> list[str]:
     key = "parameters" if dialect.call_format == "llama3" else "arguments"
-    heads = [_quoted(f'{{"name": {json.dumps(tool.name)}, "{key}": ') for tool in tools]
+    # Cut as JSON is: the lexer is greedy, and Llama's call may stand where an asked format's object may.
+    parts = [("{", '"name"', ": ", json.dumps(tool.name), ", ", f'"{key}"', ": ") for tool in tools]
+    heads = [" ".join(map(_quoted, part)) for part in parts]
     rules = [f'call_{number}: {head} arguments_{number} "}}"' for number, head in enumerate(heads)]
     rules += [f"arguments_{number}: {embedded_json(_schema(tool))}" for number, tool in enumerate(tools)]
     one = " | ".join(f"call_{number}" for number in range(len(tools)))
@@ -80,7 +82,7 @@ def _calls(dialect: Dialect, markers: _Markers, tools: Sequence[Tool], *, is_par
 def _thoughts(markers: _Markers) -> list[str]:
     if THINK_CLOSE in markers.ids:
         return [f"thoughts: TEXT {markers(THINK_CLOSE)} SPACE", _TEXT, _SPACE]
-    return ["thoughts: THOUGHT SPACE", "THOUGHT[lazy]: /(.|\\n)*<\\/think>/", _SPACE]
+    return ["thoughts: thought SPACE", "thought[lazy]: /(.|\\n)*<\\/think>/", _SPACE]
 
 
 def _schema(tool: Tool) -> dict[str, Any]:

@@ -116,3 +116,9 @@ def test_pieces_of_calls_make_whole_ones_and_say_who_they_are_once() -> None:
         {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a"'}},
         {"index": 0, "function": {"arguments": ": 1}"}},
     ]
+
+
+@pytest.mark.parametrize("parameters", [{"type": "array"}, {"type": ["object", "null"]}])
+def test_arguments_that_are_no_object_are_refused(parameters: Any) -> None:
+    refused = refusal(tools=[tool("f"), tool("g", parameters=parameters)])
+    assert refused.param == "tools[1].function.parameters"
