@@ -1,11 +1,11 @@
 """A prompt beside streams slows them down by a known factor, on machines of any speed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from sessions.engine.pace import LEAST_PROMPT_TOKENS
-from sessions.engine.schedule import Schedule
+from sessions.engine.pace import LEAST_PROMPT_TOKENS, MAX_BESIDE, Pace
+from sessions.engine.schedule import Schedule, Scheduled
 from tests.unit.engine.bench import Bench, expected
 
 STREAM_S = 0.01
@@ -69,6 +69,23 @@ def test_what_is_allowed_is_used() -> None:
     seconds = steps_beside_streams(Machine(0.0001), max_slowdown=2.5)
     assert len(seconds) == -(-874 // 150)
     assert seconds[2] == pytest.approx(2.5 * STREAM_S, rel=0.01)
+
+
+def test_under_load_that_never_ends_the_usual_gap_is_measured_anew() -> None:
+    """One stream's step was 10 ms; eight streams' is 60, so that 90 ms are for prompts, at 0.5 ms a token."""
+    pace, request = Pace(2.5), Bench().add([1], max_tokens=9)
+    prompt = Scheduled(Bench().add([1], max_tokens=1), 0, 1)
+    request.append(1)
+    stream = Scheduled(request, 1, 1)
+    pace.observe(Schedule([stream]), 0.010)
+    allowed = []
+    for _ in range(10 * MAX_BESIDE):
+        allowed.append(pace.num_prompt_tokens(BUDGET))
+        beside = [replace(prompt, num_tokens=allowed[-1])] if allowed[-1] else []
+        pace.observe(Schedule([stream] * 8 + beside), 0.060 + 0.0005 * allowed[-1])
+    assert max(allowed[:MAX_BESIDE]) < 32, "as long as it is not"
+    assert allowed[-1] == pytest.approx(180, abs=2)
+    assert allowed.count(0) == 9
 
 
 def test_without_a_bound_a_step_takes_the_whole_budget() -> None:
