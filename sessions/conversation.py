@@ -189,12 +189,18 @@ def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
 
 
 def canonical_arguments(arguments: str) -> str:
-    """JSON with sorted keys, as models write it; text that is no JSON object as it is."""
+    """JSON with sorted keys and nothing escaped that need not be, as models write it; text that is no JSON as it is.
+
+    Dialects and templates take the JSON apart later: an escape that became a control token's text only then would be
+    one that nobody has neutralised. What nests too deep to be looked into is one string; half a surrogate pair, `?`.
+    """
     try:
-        value = json.loads(arguments)
-        return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, dict) else arguments
-    except (ValueError, RecursionError):
-        return arguments
+        canonical = json.dumps(json.loads(arguments), ensure_ascii=False, sort_keys=True)
+    except RecursionError:
+        canonical = json.dumps(arguments, ensure_ascii=False)
+    except ValueError:
+        canonical = arguments
+    return canonical.encode("utf-8", "replace").decode()
 
 
 def _schema(tool: Tool) -> dict[str, Any]:

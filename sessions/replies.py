@@ -75,6 +75,7 @@ class Transcript:
 
     turns: tuple[Turn, ...]
     schemas: list[dict[str, Any]]
+    options: tuple[tuple[str, Any], ...]
     known: Known
     chain: HashChain
     key: TurnKey
@@ -157,9 +158,10 @@ class Replies:
         if not last or turns[last].tool_calls:
             return None
         found = self._transcripts.get((root, last, turns[last - 1].content, turns[last].content))
-        if found is None or found.turns != turns[:last] or found.schemas != conversation.schemas:
+        if found is None or found.turns != turns[:last]:
             return None
-        return found
+        is_same = found.schemas == conversation.schemas and found.options == conversation.options
+        return found if is_same else None
 
     def recent(self, root: BlockHash) -> Iterator[Transcript]:
         """The transcripts under `root`, the latest used first."""
@@ -277,7 +279,8 @@ class Replies:
         self, opening: Opening, key: TurnKey, reply: str, num_reply_chars: int, ids: Sequence[int]
     ) -> None:
         assert opening.text is not None
-        turns = opening.conversation.turns
+        said = opening.conversation
+        turns = said.turns
         all_ids = array("I", opening.token_ids)
         all_ids.extend(ids)
         chain = opening.chain
@@ -286,7 +289,7 @@ class Replies:
         if opening.continues is not None:
             self._transcripts.pop(_place(opening.root, opening.continues))
         num_spliced = opening.num_spliced + 1
-        made = Transcript(turns, opening.conversation.schemas, known, chain, key, num_spliced, opening.salted_of)
+        made = Transcript(turns, said.schemas, said.options, known, chain, key, num_spliced, opening.salted_of)
         self._transcripts.put(_place(opening.root, made), made)
 
 

@@ -52,6 +52,7 @@ _TEMPLATE_ERRORS: Final = (
     LookupError,
     AttributeError,
     ArithmeticError,
+    RecursionError,
 )
 
 
