@@ -153,6 +153,8 @@ class OutputBuilder:
         self._ids = ids
         self._open: _OpenMessage | _OpenReasoning | _OpenCall | None = None
         self._events: list[Event] = []
+        self._logprobs: list[Logprob] = []
+        """Of tokens whose text is held back; those of a call's or of thoughts have no place in a message."""
         self.output: list[OutputItem] = []
         self.is_cut_off = False
 
@@ -160,8 +162,13 @@ class OutputBuilder:
         """The events that this piece makes."""
         if delta.reasoning:
             self._events += self._reasoning().say(delta.reasoning)
-        if delta.text or delta.logprobs:
-            self._events += self._message().say(delta.text, [_logprob(entry) for entry in delta.logprobs])
+        self._logprobs += [_logprob(entry) for entry in delta.logprobs]
+        is_elsewhere = delta.reasoning or delta.tool_calls or isinstance(self._open, (_OpenReasoning, _OpenCall))
+        if delta.text or (self._logprobs and isinstance(self._open, _OpenMessage) and not is_elsewhere):
+            self._events += self._message().say(delta.text, self._logprobs)
+            self._logprobs = []
+        elif is_elsewhere:
+            self._logprobs = []
         for piece in delta.tool_calls:
             call = self._call(piece)
             if piece.arguments:

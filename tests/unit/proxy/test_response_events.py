@@ -15,7 +15,7 @@ from proxy.response_events import EventWriter, OutputBuilder
 from proxy.response_item_schemas import FunctionCallItem, MessageItem, ReasoningItem
 from proxy.response_items import ItemIds, response_of
 from proxy.response_schemas import ResponseBody
-from sessions.types import Delta, ToolCallPiece
+from sessions.types import Delta, TokenLogprob, ToolCallPiece
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 RESPONSE_ID = "resp_" + "0f" * 24
@@ -60,6 +60,31 @@ def test_reasoning_text_and_calls_are_items_in_their_order() -> None:
     assert (first.call_id, first.name, first.arguments) == ("call_1", "add", '{"a":1}')
     assert (second.call_id, second.name, second.arguments) == ("call_2", "sub", "{}")
     assert not builder.is_cut_off
+
+
+def test_logprobs_open_no_message_where_a_call_or_thoughts_are() -> None:
+    """Those of the marker before, of what is inside, and of the marker after have no place; those of held text do."""
+    score = (TokenLogprob("x", b"x", -1.0),)
+    builder, events = played(
+        Delta(0, "", logprobs=score), Delta(0, "", reasoning="hm", logprobs=score), Delta(0, "", logprobs=score),
+        Delta(0, "", logprobs=score), Delta(0, "ab", logprobs=score),
+        Delta(0, "", tool_calls=(ToolCallPiece(0, "{", id="call_1", name="add"),), logprobs=score),
+        Delta(0, "", logprobs=score), Delta(0, "", tool_calls=(ToolCallPiece(0, "}"),), logprobs=score),
+        Delta(0, "", "tool_calls", logprobs=score),
+    )  # fmt: skip
+    reasoning, message, call = builder.output
+    assert isinstance(reasoning, ReasoningItem) and isinstance(message, MessageItem)
+    assert isinstance(call, FunctionCallItem) and (call.call_id, call.name, call.arguments) == ("call_1", "add", "{}")
+    assert len(message.content[0].logprobs) == 1  # type: ignore[union-attr]
+    assert kinds(events).count("output_item.added") == 3
+
+
+def test_the_logprobs_of_text_that_is_held_back_come_with_it() -> None:
+    score = (TokenLogprob("x", b"x", -1.0),)
+    builder, events = played(Delta(0, "", logprobs=score), Delta(0, "xx", "stop", logprobs=score))
+    [message] = builder.output
+    assert isinstance(message, MessageItem) and len(message.content[0].logprobs) == 2  # type: ignore[union-attr]
+    assert kinds(events).count("output_text.delta") == 1
 
 
 def test_a_reply_that_says_nothing_is_an_empty_message() -> None:
