@@ -176,14 +176,17 @@ class SegmentStore:
             return False
         path = self._path(growing.name if growing else hashes[0].hex())
         anchor = growing.anchor if growing else after
-        self._write(path, anchor, num_before, entries, rows)
+        try:
+            self._write(path, anchor, num_before, entries, rows)
+        except FileNotFoundError:
+            if growing is None:
+                raise
+            return False  # it was dropped meanwhile
         with self._lock:
             is_stored = num_drops == self.num_drops and self._enter(growing, anchor, hashes)
             self._num_bytes += num_bytes if is_stored else 0
         if not is_stored:
-            if growing is not None:
-                self._remove(growing)
-            path.unlink(missing_ok=True)
+            self._cut_off(path, growing, num_before)
         return is_stored
 
     def read(self, piece: Piece, expected: Sequence[Entry]) -> Payload | None:
@@ -272,6 +275,14 @@ class SegmentStore:
                 else:
                     path.unlink(missing_ok=True)
             raise
+
+    def _cut_off(self, path: Path, growing: Segment | None, num_before: int) -> None:
+        """What was written does not count. What the file had before does, unless that was dropped."""
+        with self._lock:
+            if growing is not None and growing in self._index:
+                os.truncate(path, self.form.file_bytes(num_before))
+            else:
+                path.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int, kept: Sequence[Segment]) -> bool:
         """Delete what goes first until `num_bytes` more fit; False if only `kept` is left to go. Raises OSError."""

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from sessions.tiers.segment_file import Anchor
 from sessions.tiers.segment_store import FolderInUse, SegmentStore
 from sessions.types import BlockHash
-from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, files_under, path_of, readable, store_path
+from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, files_under, path_of, readable, rows_of, store_path
 
 PLENTY = 2**30
 FULL_FILE = FORM.file_bytes(CAPACITY)
@@ -187,6 +188,24 @@ def test_a_root_can_be_dropped(tmp_path: Path) -> None:
     assert readable(store, *LONG) == 0
     assert readable(store, *LONG, root=other) == len(LONG)
     store.check_integrity()
+
+
+@pytest.mark.parametrize("num_stored", [0, 2])
+def test_what_another_drops_while_a_file_grows_costs_what_is_being_written_at_most(
+    tmp_path: Path, num_stored: int
+) -> None:
+    """Blocks that were copied before a drop, anybody's, are not stored after it; those before them stay."""
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    hashes, entries = path_of(1, 2, 3)
+    store_path(store, *range(1, num_stored + 1))
+    before = store.num_drops
+    store.drop(BlockHash(b"o" * 16))
+    anchor = Anchor(ROOT, hashes[num_stored - 1] if num_stored else ROOT, ROOT)
+    assert not store.append(anchor, entries[num_stored:], rows_of(entries[num_stored:]), before)
+    store.check_integrity()
+    assert readable(store, 1, 2, 3) == num_stored
+    assert store_path(store, 1, 2, 3, 4)
+    assert readable(reopened(store, tmp_path), 1, 2, 3, 4) == 4
 
 
 def test_under_a_tenant_s_own_root_is_all_of_the_tenant_s_after_a_restart_too(tmp_path: Path) -> None:
