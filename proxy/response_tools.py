@@ -9,7 +9,7 @@ from typing import Any
 from proxy.body import converted
 from proxy.refusals import invalid, unsupported
 from proxy.response_requests import AllowedTools, FunctionTool, NamedFunction, ResponseContext
-from proxy.tools import known_names
+from proxy.tools import check_parameters, known_names
 from sessions.types import Tool, ToolChoice
 
 
@@ -23,6 +23,7 @@ def tools_of(written: Sequence[dict[str, Any]] | None) -> list[FunctionTool]:
         read = converted(tool, FunctionTool, where)
         if read.name in tools:
             raise invalid(f"{where}.name", f"another tool is called '{read.name}' too")
+        check_parameters(read.parameters, f"{where}.parameters")
         tools[read.name] = FunctionTool(
             name=read.name, description=read.description, parameters=read.parameters, strict=bool(read.strict)
         )

@@ -56,7 +56,8 @@ _NEVER_BUILT: Final = (
 def refuse_unsupported(wire: ResponseRequest) -> None:
     """Raises InvalidRequest for the first parameter that is set, known and not built, or contradicts another."""
     for name in _NEVER_BUILT:
-        if getattr(wire, name) not in (None, False, [], {}):
+        value = getattr(wire, name)
+        if value is not None and value is not False and value not in ([], {}):
             raise unsupported(name)
     if wire.stream_options is not None and not wire.stream:
         raise invalid("stream_options", "it is only allowed when 'stream' is true")

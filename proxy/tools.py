@@ -46,10 +46,15 @@ def tools_of(wire: Tools | None) -> tuple[Tool, ...]:
         function = tool.function
         if function.name in tools:
             raise invalid(f"tools[{index}].function.name", f"another tool is called '{function.name}' too")
-        if function.parameters is not None and function.parameters.get("type", "object") != "object":
-            raise invalid(f"tools[{index}].function.parameters", "its type must be 'object'")
+        check_parameters(function.parameters, f"tools[{index}].function.parameters")
         tools[function.name] = Tool(function.name, function.description, function.parameters, bool(function.strict))
     return tuple(tools.values())
+
+
+def check_parameters(parameters: dict[str, Any] | None, param: str) -> None:
+    """Raises InvalidRequest where they are no object's."""
+    if parameters is not None and parameters.get("type", "object") != "object":
+        raise invalid(param, "its type must be 'object'")
 
 
 def tool_choice_of(
