@@ -22,9 +22,10 @@ import structlog
 
 from benchmarks.words import WordSource
 from proxy.settings import default_cache_dir
+from sessions.reports import Usage
 from sessions.service import ChatService
 from sessions.startup import ServiceOptions, open_service
-from sessions.types import ChatRequest, Message, SamplingParams, Usage
+from sessions.types import ChatRequest, Message, SamplingParams
 
 T = TypeVar("T")
 LENGTHS = (100, 250, 500, 1000, 2000)

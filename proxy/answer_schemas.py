@@ -7,7 +7,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from proxy.cache_schemas import CacheExplanation
 from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.tool_schemas import CallPiece, ToolCallMade
-from sessions.types import PromptReport, Usage
+from sessions.reports import PromptReport, Usage
 
 
 class PromptTokensDetails(Struct, frozen=True, kw_only=True):

@@ -6,8 +6,8 @@ from msgspec import Struct
 
 from sessions.cache_control import Totals
 from sessions.engine.holdings import Holding
+from sessions.reports import Divergence, Explanation, MissClass
 from sessions.tiers import DiskHolding
-from sessions.types import Divergence, Explanation, MissClass
 
 
 class DivergencePlace(Struct, frozen=True, kw_only=True):

@@ -31,8 +31,8 @@ from proxy.schemas import ChatCompletionRequest
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from proxy.tools import whole_calls
+from sessions.reports import Delta
 from sessions.service import ChatService
-from sessions.types import Delta
 
 
 class ChatController(Controller):

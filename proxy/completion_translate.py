@@ -7,7 +7,8 @@ from math import isnan
 from proxy.completion_schemas import CompletionBody, LegacyLogprobs
 from proxy.refusals import invalid, unsupported
 from proxy.translate import cache_options, check_common, sampling_params
-from sessions.types import CompletionRequest, Tenant, TokenLogprob
+from sessions.reports import TokenLogprob
+from sessions.types import CompletionRequest, Tenant
 
 DEFAULT_MAX_TOKENS = 16
 

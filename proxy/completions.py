@@ -21,8 +21,8 @@ from proxy.schemas import ENCODER
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from sessions.errors import ModelNotFound
+from sessions.reports import Delta, TokenLogprob
 from sessions.service import ChatService
-from sessions.types import Delta, TokenLogprob
 
 
 class CompletionBodyRequest(BodyRequest):

@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from sessions.types import TokenLogprob
+from sessions.reports import TokenLogprob
 
 
 class TopLogprob(Struct, frozen=True, kw_only=True):

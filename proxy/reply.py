@@ -17,7 +17,7 @@ from proxy.metrics import Metrics
 from proxy.scope import RequestScope
 from sessions.errors import EngineFailed, SessionError
 from sessions.generation import Generation
-from sessions.types import Delta
+from sessions.reports import Delta
 
 
 class Reply:

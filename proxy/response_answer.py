@@ -24,8 +24,8 @@ from proxy.response_translate import with_report
 from proxy.schemas import ENCODER
 from proxy.sse import KEEP_ALIVE
 from sessions.errors import SessionError
+from sessions.reports import PromptReport, Usage
 from sessions.response_store import ResponseStore, StoredResponse, appended
-from sessions.types import PromptReport, Usage
 
 
 class Answer:

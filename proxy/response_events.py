@@ -38,7 +38,7 @@ from proxy.response_item_schemas import (
 )
 from proxy.response_items import ItemIds
 from proxy.schemas import ENCODER
-from sessions.types import Delta, TokenLogprob, ToolCallPiece
+from sessions.reports import Delta, TokenLogprob, ToolCallPiece
 
 
 class EventWriter:

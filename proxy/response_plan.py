@@ -31,9 +31,10 @@ from proxy.response_translate import (
 from proxy.schemas import ENCODER
 from proxy.settings import Settings
 from sessions.errors import InvalidRequest, ModelNotFound, NotStored, StoreUnavailable
+from sessions.reports import PromptReport
 from sessions.response_store import new_id
 from sessions.service import ChatService
-from sessions.types import ChatRequest, Message, PromptReport, Tenant
+from sessions.types import ChatRequest, Message, Tenant
 
 
 @dataclass(frozen=True, slots=True)

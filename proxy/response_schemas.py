@@ -9,7 +9,7 @@ from proxy.answer_schemas import AnaphoraReport
 from proxy.cache_schemas import CacheHit, CacheMiss
 from proxy.response_item_schemas import OutputItem
 from proxy.response_requests import ConversationReference, FunctionTool, Reasoning, TextFormat, TextOptions
-from sessions.types import Usage
+from sessions.reports import Usage
 
 
 class InputTokensDetails(Struct, frozen=True, kw_only=True):

@@ -27,16 +27,8 @@ from proxy.response_schemas import AppliedCacheOptions, Diagnostics, Diagnostics
 from proxy.response_tools import sessions_tools, tool_choice_of, tools_of
 from proxy.tools import TemplateValue, template_options_of
 from proxy.translate import TTL_S
-from sessions.types import (
-    CacheOptions,
-    ChatRequest,
-    Comparison,
-    Grammar,
-    Message,
-    PromptReport,
-    SamplingParams,
-    Tenant,
-)
+from sessions.reports import Comparison, PromptReport
+from sessions.types import CacheOptions, ChatRequest, Grammar, Message, SamplingParams, Tenant
 
 OtherReason = Literal["reasoning_effort_changed", "context_compacted"]
 

@@ -20,7 +20,7 @@ from proxy.reply import Reply
 from proxy.schemas import ENCODER
 from proxy.tools import call_pieces
 from sessions.errors import SessionError
-from sessions.types import Delta
+from sessions.reports import Delta
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 MEDIA_TYPE = "text/event-stream"

@@ -12,8 +12,8 @@ from proxy.answer_schemas import Model, ModelList
 from proxy.documented import answers
 from proxy.metrics import Metrics
 from sessions.errors import ModelNotFound
+from sessions.reports import Readiness
 from sessions.service import ChatService
-from sessions.types import Readiness
 
 ModelName = Annotated[str, PathParameter(description="May hold slashes, as a hub id does.")]
 _GET_OR_HEAD = (HttpMethod.GET, HttpMethod.HEAD)

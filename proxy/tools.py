@@ -23,7 +23,8 @@ from proxy.tool_schemas import (
     ToolChoiceOption,
     Tools,
 )
-from sessions.types import Tool, ToolCall, ToolCallPiece, ToolChoice
+from sessions.reports import ToolCallPiece
+from sessions.types import Tool, ToolCall, ToolChoice
 
 _ONLY: Final = "only 'function' is"
 _RESERVED: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, NewType
 
-from sessions.types import Breakpoint, Message, Move, Tool
+from sessions.reports import Move
+from sessions.types import Breakpoint, Message, Tool
 
 VERSION: Final = "render/1"
 SYSTEM_ROLES: Final = ("system", "developer")

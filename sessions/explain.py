@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sessions.types import Divergence, Explanation, MissClass, TokensByTier
+from sessions.reports import Divergence, Explanation, MissClass, TokensByTier
 
 SNIPPET_CHARS: Final = 40
 LEAST_SHARED_TOKENS: Final = 4

@@ -21,10 +21,11 @@ from sessions.hashing import HashChain
 from sessions.index import PrefixIndex
 from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies, Transcript
+from sessions.reports import Comparison, Divergence, Explanation, TokensByTier
 from sessions.sightings import Sightings
 from sessions.tiers import DiskTier
 from sessions.tokenizer import Tokenizer
-from sessions.types import ChatRequest, Comparison, Divergence, Explanation, TokensByTier
+from sessions.types import ChatRequest
 
 MAX_COMPARED: Final = 256
 """Earlier prompts that an explanation looks at."""

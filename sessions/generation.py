@@ -12,7 +12,8 @@ from sessions.errors import SessionError
 from sessions.logprobs import LogprobStream
 from sessions.replies import Said
 from sessions.reply_parser import ReplyParser, ReplyPiece
-from sessions.types import Delta, FinishReason, PromptReport, RequestId, TokenLogprob, Usage
+from sessions.reports import Delta, PromptReport, TokenLogprob, Usage
+from sessions.types import FinishReason, RequestId
 
 
 @dataclass(frozen=True, slots=True)

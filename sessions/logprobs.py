@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sessions.engine.request import TokenScore
+from sessions.reports import TokenLogprob
 from sessions.token_bytes import TokenBytes
-from sessions.types import TokenLogprob
 
 _CONTINUATION = re.compile(rb"[\x80-\xbf]")
 """A byte that goes on with a code point."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from sessions.control_tokens import ControlTokens
 from sessions.dialect import Dialect
-from sessions.types import Move, TokenId
+from sessions.reports import Move
+from sessions.types import TokenId
 
 
 class TemplateError(Exception):

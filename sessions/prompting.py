@@ -21,6 +21,7 @@ from sessions.hashing import HashChain, SharedContent, chain_hashes
 from sessions.prompt import Prompt
 from sessions.render import SaidTurn, render
 from sessions.replies import Opening, Replies, Transcript
+from sessions.reports import PromptReport
 from sessions.tokenizer import Tokenizer
 from sessions.types import (
     BlockHash,
@@ -28,7 +29,6 @@ from sessions.types import (
     ChatRequest,
     CompletionRequest,
     Message,
-    PromptReport,
     SharedPrompt,
     Tenant,
     TokenId,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sessions.dialect import THINK_CLOSE, THINK_OPEN, TOOL_CALL_END, Dialect
-from sessions.types import ToolCallPiece
+from sessions.reports import ToolCallPiece
 
 _HEAD: Final = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)', re.DOTALL

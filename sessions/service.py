@@ -3,18 +3,19 @@
     start: render ▸ splice ▸ encode ▸ chain of block hashes ▸ (Redis, when it can know more) ▸ requests
     outputs: engine thread ──one call_soon_threadsafe per step──▶ Generation ▸ TextStream ▸ Delta
 
-Everything here runs on the event loop, but `_deliver` and the resync source, which say which thread is theirs.
+Everything here runs on the event loop, but `_deliver`, which is the engine thread's.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sessions.admission import Admission
 from sessions.cache_control import CacheControl
 from sessions.completing import encode_prompts
+from sessions.counted import counted
 from sessions.dialect import THINK_OPEN
 from sessions.documents import LocalDocuments
 from sessions.engine.block_pool import BlockPool
@@ -25,42 +26,24 @@ from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, Inval
 from sessions.explainer import Explainer
 from sessions.generation import Choice, Echo, Generation
 from sessions.grammars import CompiledGrammar, Grammars
-from sessions.hashing import HashChain, root_hash, shared_key, tenant_key
-from sessions.index import PrefixIndex, open_index
+from sessions.hashing import root_hash, shared_key, tenant_key
+from sessions.index import PrefixIndex
 from sessions.keeping import keeping_of
+from sessions.lower_tiers import CALL_TIMEOUT_S, LowerTiers
 from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.render import opens_thoughts
 from sessions.replies import Replies, Said
+from sessions.reports import Comparison, Explanation, PromptReport, Readiness, Stats, Usage
 from sessions.response_store import ResponseStore
 from sessions.sightings import Sightings
 from sessions.submission import EnginePrompt, choices_of, parser_of
 from sessions.submission import engine_requests as requests_of
 from sessions.texts import Texts
-from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
 from sessions.tool_grammar import reply_grammar
 from sessions.truncation import truncated
-from sessions.types import (
-    BlockHash,
-    ChatRequest,
-    Comparison,
-    CompletionRequest,
-    Explanation,
-    PromptReport,
-    Readiness,
-    RequestId,
-    SamplingParams,
-    Stats,
-    TokenId,
-    Usage,
-)
+from sessions.types import BlockHash, ChatRequest, CompletionRequest, RequestId, SamplingParams, TokenId
 from sessions.whole_replies import WholeReplies
-
-CALL_TIMEOUT_S = 10.0
-"""How long the index thread waits for the engine to answer between two steps."""
-
-CHAINS_PER_CALL = 64
-"""Paths that are followed between two steps: about a millisecond for long ones."""
 
 
 class ChatService:
@@ -69,77 +52,41 @@ class ChatService:
     def __init__(self, parts: ServiceParts, runner: Runner) -> None:
         self._loop = asyncio.get_running_loop()
         self._parts = parts
-        self._config = parts.engine_config
-        config = self._config
-        shared_root = root_hash(parts.root_fields, shared_key(parts.secret)) if parts.shared_prompts else None
-        self._pool = BlockPool(config.num_blocks, config.block_size, config.max_pinned_blocks, shared_root)
-        for tenant, num_blocks in parts.budgets.items():
-            self._pool.set_budget(tenant, num_blocks)
-        self._scheduler = Scheduler(self._config, self._pool)
-        self.engine = Engine(self._scheduler, runner, self._deliver)
         self._admission = Admission(parts.max_num_waiting)
         self._generations: dict[RequestId, Generation] = {}
         self._draining = False
-        self._num_elsewhere_tokens = 0
         self.model_id = parts.model_id
         self.created = int(_wall_clock_s())
-        self.max_model_len = min(self._config.max_model_len, self._config.pool_tokens)
+        self.max_model_len = min(parts.engine_config.max_model_len, parts.engine_config.pool_tokens)
         self.bytes_per_token = parts.bytes_per_token
         self.vocab_size = parts.tokenizer.vocab_size
         self.grammars = Grammars(parts.tokenizer)
-        fleet = root_hash(parts.root_fields, tenant_key(parts.secret, "", None))
-        self.index: PrefixIndex = open_index(
-            parts.index.mode,
-            parts.index.redis_url or None,
-            fleet=fleet,
-            resync_source=self._leaf_chains,
-            settings=replace(parts.index.client, timeout_s=parts.index.timeout_ms / 1000),
-            data=parts.index.data,
-        )
-        self._disk = self._open_disk_tier(parts.disk, fleet) if parts.disk else None
-        self._replies = Replies(
-            parts.tokenizer.decode,
-            parts.tokenizer.control_ids,
-            self.index,
-            vocab_size=parts.tokenizer.vocab_size,
-            is_lenient=parts.splice_stripped,
-            whole=WholeReplies(
-                parts.tokenizer.template.dialect,
-                parts.keeps_reasoning,
-                lambda conversation: opens_thoughts(parts.tokenizer.template, conversation.options),
-            ),
-        )
+
+        shared_root = root_hash(parts.root_fields, shared_key(parts.secret)) if parts.shared_prompts else None
+        self.engine = Engine(_scheduler(parts, shared_root), runner, self._deliver)
+        self._lower = LowerTiers(parts, self.engine, root_hash(parts.root_fields, tenant_key(parts.secret, "", None)))
+        self.index = self._lower.index
+        self._replies = _replies(parts, self.index)
         self._prompter = Prompter(
             parts.tokenizer,
             self._replies,
             self.root_of,
-            block_size=self._config.block_size,
+            block_size=parts.engine_config.block_size,
             max_model_len=self.max_model_len,
             stable_first=parts.stable_first,
             keeps_reasoning=parts.keeps_reasoning,
         )
         if shared_root is not None:
             self._prompter.share(shared_root, parts.shared_prompts)
+
         keeping = parts.index.client.keeping
         local = None if keeping is None else LocalDocuments(keeping)
         self.responses = ResponseStore(self.index.documents or local, parts.secret, max_bytes=parts.max_stored_bytes)
-        self._sightings = Sightings(self.index, parts.secret, parts.root_fields)
         self.texts = Texts(parts.tokenizer, self._prompter)
-        self.cache = CacheControl(self.engine, self._prompter, self._replies, self._sightings, self._disk)
-        self._explainer = Explainer(
-            self.engine, self._prompter, self._replies, self._sightings, self.index, self._disk, parts.tokenizer
-        )
-
-    def _open_disk_tier(self, options: DiskOptions, namespace: bytes) -> DiskTier | None:
-        scheduler = self._scheduler
-        return open_disk_tier(
-            options,
-            namespace,
-            self._config.block_size,
-            find=self._pool.find,
-            between_steps=self.engine.call,
-            prefill_rate=lambda: scheduler.prefill_rate.value,
-        )
+        self._sightings = Sightings(self.index, parts.secret, parts.root_fields)
+        known = self.engine, self._prompter, self._replies, self._sightings
+        self.cache = CacheControl(*known, self._lower.disk)
+        self._explainer = Explainer(*known, self.index, self._lower.disk, parts.tokenizer)
 
     # -- requests --
 
@@ -202,8 +149,7 @@ class ChatService:
             prompted = replace(prompted, report=replace(prompted.report, comparison=comparison))
         restored: tuple[RestoredBlocks, ...] = ()
         if not request.cache.is_explicit:
-            await self._ask_index(prompted.chain)
-            restored = await self._restore(prompted.chain, prompted.token_ids)
+            restored = await self._lower.restore(prompted.chain, prompted.token_ids)
         self._refuse_if_unable(request.n)
         return self._submit_chat(request, prompted, restored, compiled)
 
@@ -231,20 +177,6 @@ class ChatService:
         if not self.engine.is_alive:
             raise EngineFailed("The engine is not running.")
         self._admission.admit(num_choices)
-
-    async def _ask_index(self, chain: HashChain) -> None:
-        """Redis, only where it can know more than the pool: a live peer exists and the pool misses some of it."""
-        num_local = self._pool.num_cached_prefix_blocks(chain.hashes)
-        if num_local < len(chain.hashes) and self.index.should_ask():
-            num_elsewhere = await self.index.num_elsewhere(chain, num_local)
-            self._num_elsewhere_tokens += num_elsewhere * self._config.block_size
-
-    async def _restore(self, chain: HashChain, token_ids: Sequence[TokenId]) -> tuple[RestoredBlocks, ...]:
-        """What only the disk holds of the prompt, where loading beats computing."""
-        if self._disk is None:
-            return ()
-        num_local = self._pool.num_cached_prefix_blocks(chain.hashes)
-        return await self._disk.restore(chain, token_ids, num_local)
 
     def _submit_chat(
         self,
@@ -288,8 +220,7 @@ class ChatService:
         is_scored = request.echo and request.params.num_logprobs is not None
         restored: tuple[RestoredBlocks, ...] = ()
         if not request.cache.is_explicit and not is_scored:
-            await self._ask_index(chain)
-            restored = await self._restore(chain, token_ids)
+            restored = await self._lower.restore(chain, token_ids)
         return EnginePrompt(
             token_ids,
             chain,
@@ -329,74 +260,28 @@ class ChatService:
         for request_id in request_ids:
             self._generations.pop(request_id, None)
 
-    # -- engine thread --
+    # -- what a step did --
 
     def _deliver(self, result: StepResult) -> None:
         """Engine thread: tell the disk tier what it may write, then cross to the event loop once per step."""
-        if self._disk is not None:
-            self._disk.removed(result.removed)
-            for output in result.outputs:
-                for root, hashes, owner in output.stored:
-                    tenant = root if owner is None else self.root_of(owner, None)
-                    self._disk.offer(root, hashes, tenant)
+        self._lower.offer(result, self.root_of)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._dispatch, result)
 
-    def _leaf_chains(self) -> Iterator[tuple[BlockHash, list[BlockHash]]]:
-        """Index thread: the pool's chains, a few at a time between two steps. Paths that go meanwhile are left out."""
-        leaves = self.engine.call(self._pool.leaves).result(CALL_TIMEOUT_S)
-        for start in range(0, len(leaves), CHAINS_PER_CALL):
-            some = leaves[start : start + CHAINS_PER_CALL]
-            chains = self.engine.call(lambda some=some: [self._pool.chain_to(leaf) for leaf in some])  # type: ignore[misc]
-            yield from (chain for chain in chains.result(CALL_TIMEOUT_S) if chain is not None)
-
     def _dispatch(self, result: StepResult) -> None:
         self._admission.settle()
-        if result.removed:  # first: evicted when the step was planned, and perhaps stored anew when it was committed
-            self.index.evicted(result.removed)
+        self._lower.publish(result)
         for output in result.outputs:
             generation = self._generations.get(output.request_id)
-            for root, hashes, _ in output.stored:
-                self.index.publish(root, hashes)
             if generation is not None:
                 generation.receive(output)
 
     # -- state --
 
     def stats(self) -> Stats:
-        index = self.index.stats()
-        disk = self._disk.stats() if self._disk is not None else DiskStats()
-        pool, scheduler = self._pool, self._scheduler
+        """A snapshot for `/metrics`."""
         self._admission.settle()
-        return Stats(
-            num_requests_running=len(scheduler.running),
-            num_requests_waiting=self._admission.num_waiting + scheduler.num_preempted,
-            kv_cache_usage=1 - pool.num_free_blocks / len(pool.blocks),
-            kv_cache_cached=pool.num_cached_blocks / len(pool.blocks),
-            prefix_cache_queries=scheduler.num_prompt_tokens,
-            prefix_cache_hits=scheduler.num_cached_tokens,
-            prompt_tokens=scheduler.num_prompt_tokens,
-            generation_tokens=scheduler.num_generated_tokens,
-            num_preemptions=scheduler.num_preemptions,
-            num_forced_tokens=scheduler.drafter.num_forced_tokens,
-            num_draft_tokens=scheduler.drafter.num_draft_tokens,
-            num_accepted_tokens=scheduler.drafter.num_accepted_tokens,
-            num_evicted_blocks=pool.num_evicted_blocks,
-            num_steps=self.engine.num_steps,
-            index_state=index.state,
-            index_errors=index.errors,
-            index_lookups=index.lookups,
-            index_resyncs=index.resyncs,
-            index_dropped=index.dropped,
-            index_elsewhere_tokens=self._num_elsewhere_tokens,
-            disk_blocks=disk.blocks,
-            disk_bytes=disk.bytes,
-            disk_written_blocks=disk.written_blocks,
-            disk_dropped_paths=disk.dropped_paths,
-            disk_loaded_tokens=disk.loaded_tokens,
-            disk_errors=disk.errors,
-            disk_corrupt=disk.corrupt,
-        )
+        return counted(self.engine, self._admission.num_waiting, self._lower)
 
     def readiness(self) -> Readiness:
         alive = self.engine.is_alive
@@ -423,10 +308,33 @@ class ChatService:
         for generation in set(self._generations.values()):
             generation.close()
         self.grammars.close()
-        if self._disk is not None:
-            await asyncio.to_thread(self._disk.close, CALL_TIMEOUT_S)
-        await asyncio.to_thread(self.index.stop, 1.0)
+        await self._lower.close()
         await asyncio.to_thread(self.engine.stop, CALL_TIMEOUT_S)
+
+
+def _scheduler(parts: ServiceParts, shared_root: BlockHash | None) -> Scheduler:
+    config = parts.engine_config
+    pool = BlockPool(config.num_blocks, config.block_size, config.max_pinned_blocks, shared_root)
+    for tenant, num_blocks in parts.budgets.items():
+        pool.set_budget(tenant, num_blocks)
+    return Scheduler(config, pool)
+
+
+def _replies(parts: ServiceParts, index: PrefixIndex) -> Replies:
+    tokenizer = parts.tokenizer
+    whole = WholeReplies(
+        tokenizer.template.dialect,
+        parts.keeps_reasoning,
+        lambda conversation: opens_thoughts(tokenizer.template, conversation.options),
+    )
+    return Replies(
+        tokenizer.decode,
+        tokenizer.control_ids,
+        index,
+        vocab_size=tokenizer.vocab_size,
+        is_lenient=parts.splice_stripped,
+        whole=whole,
+    )
 
 
 def _seed(params: SamplingParams) -> int:

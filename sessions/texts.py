@@ -7,8 +7,9 @@ from typing import Final
 
 from sessions.errors import InvalidRequest
 from sessions.prompting import Prompter, scope_of
+from sessions.reports import MessagePlace, Rendering
 from sessions.tokenizer import Tokenizer
-from sessions.types import ChatRequest, MessagePlace, Rendering, Tenant, TokenId
+from sessions.types import ChatRequest, Tenant, TokenId
 
 LONG_TEXT: Final = 20_000
 """Texts of more characters, and ids of a quarter as many tokens, are converted off the event loop."""

@@ -21,10 +21,10 @@ from proxy.settings import Settings
 from sessions.documents import Keeping
 from sessions.index import IndexSettings
 from sessions.parts import IndexOptions
+from sessions.reports import Stats
 from sessions.service import ChatService
 from sessions.startup import ServiceOptions
 from sessions.tokenizer import Tokenizer
-from sessions.types import Stats
 from tests.fakes import byte_tokenizer, open_fake_service
 
 T = TypeVar("T")

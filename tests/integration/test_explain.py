@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from sessions.explain import volatile
 from sessions.parts import IndexOptions
+from sessions.reports import Explanation
 from sessions.service import ChatService
 from sessions.tokenizer import Tokenizer
-from sessions.types import ChatRequest, Explanation, Message, SamplingParams, SharedPrompt, Tenant, Tool
+from sessions.types import ChatRequest, Message, SamplingParams, SharedPrompt, Tenant, Tool
 from tests.fakes import ROOT_FIELDS, byte_tokenizer, open_fake_service
 from tests.integration.index.index_servers import ValkeyServer, eventually
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from sessions.parts import IndexOptions
+from sessions.reports import Usage
 from sessions.service import ChatService
-from sessions.types import ChatRequest, Message, SamplingParams, SharedPrompt, Tenant, Usage
+from sessions.types import ChatRequest, Message, SamplingParams, SharedPrompt, Tenant
 from tests.fakes import open_fake_service
 from tests.integration.index.index_servers import ValkeyServer, eventually
 

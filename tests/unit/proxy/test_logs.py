@@ -13,7 +13,8 @@ from proxy import logs
 from proxy.errors import log_unexpected
 from proxy.metrics import Metrics
 from proxy.scope import RequestScope, request_scope
-from sessions.types import Stats, Tenant
+from sessions.reports import Stats
+from sessions.types import Tenant
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from proxy.response_events import EventWriter, OutputBuilder
 from proxy.response_item_schemas import FunctionCallItem, MessageItem, ReasoningItem
 from proxy.response_items import ItemIds, response_of
 from proxy.response_schemas import ResponseBody
-from sessions.types import Delta, TokenLogprob, ToolCallPiece
+from sessions.reports import Delta, TokenLogprob, ToolCallPiece
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 RESPONSE_ID = "resp_" + "0f" * 24

@@ -17,7 +17,7 @@ from proxy.metrics import Metrics
 from proxy.options import SettingsError, load_settings, option_name, shown_default, variable_name
 from proxy.settings import Settings, parse_api_keys
 from sessions.pool_size import PoolSize, parse_pool_size
-from sessions.types import Stats
+from sessions.reports import Stats
 
 ROOT = Path(__file__).parents[3]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from sessions.errors import (
     Overloaded,
     SessionError,
 )
-from sessions.types import Delta, Usage
+from sessions.reports import Delta, Usage
 
 WRITER = ChunkWriter("chatcmpl-1", 7, "m")
 

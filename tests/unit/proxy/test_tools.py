@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from proxy.tools import call_pieces, whole_calls
-from sessions.types import Message, Tool, ToolCall, ToolCallPiece, ToolChoice
+from sessions.reports import ToolCallPiece
+from sessions.types import Message, Tool, ToolCall, ToolChoice
 from tests.unit.proxy.test_translate import USER, refusal, translate
 
 

@@ -7,8 +7,8 @@ import pytest
 from sessions.detokenizer import StopStrings, TextStream
 from sessions.engine.request import TokenScore
 from sessions.logprobs import LogprobStream, spelt, token_logprob
+from sessions.reports import TokenLogprob
 from sessions.tokenizer import Tokenizer
-from sessions.types import TokenLogprob
 
 
 @pytest.fixture(scope="module")
