@@ -150,6 +150,7 @@ async def _measure(load_tokenizer: Callable[[], Tokenizer], sizes: Sequence[int]
     bench = Bench(load_tokenizer)
     gc.collect()
     gc.freeze()  # as the server does once it is ready
+    gc.set_threshold(10_000)
     source = WordSource(seed=0)
     try:
         await _conversation(bench, source, sizes[0])  # not counted

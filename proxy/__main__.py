@@ -75,13 +75,15 @@ def _run(settings: Settings) -> None:
 async def open_and_freeze(options: "ServiceOptions") -> "ChatService":
     """Open the service; then take what start-up made out of the garbage collector's sight, and switch that on again.
 
-    A full collection over torch and transformers (half a million objects) stops every thread for some 300 ms.
+    A full collection over torch and transformers (half a million objects) stops every thread for some 300 ms. A long
+    conversation makes thousands of objects a turn and drops them again: the young are looked at more rarely, too.
     """
     from sessions.startup import open_service
 
     service = await open_service(options)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
     gc.enable()
     return service
 

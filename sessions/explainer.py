@@ -6,7 +6,6 @@ operator declared shared, which is everybody's.
 
 import asyncio
 import time
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +24,7 @@ from sessions.reports import Comparison, Divergence, Explanation, TokensByTier
 from sessions.sightings import Sightings
 from sessions.tiers import DiskTier
 from sessions.tokenizer import Tokenizer
-from sessions.types import ChatRequest
+from sessions.types import ChatRequest, TokenId
 
 MAX_COMPARED: Final = 256
 """Earlier prompts that an explanation looks at."""
@@ -100,11 +99,10 @@ class Explainer:
         size = self._pool.block_size
         num_blocks = in_pool.num_held // size
         num_disk = self._disk.num_held(chain, num_blocks) if self._disk is not None else 0
-        ours, theirs = array("I", token_ids), array("I", earlier.token_ids)
-        shared = _num_shared(ours, theirs)
+        shared = _num_shared(token_ids, earlier.token_ids)
         return Comparison(
             shared_tokens=shared,
-            parts=shared < min(len(ours), len(theirs)),
+            parts=shared < min(len(token_ids), len(earlier.token_ids)),
             are_held=max(in_pool.num_held, (num_blocks + num_disk) * size) + 1 >= shared,
             have_same_tools=prompted.opening.conversation.schemas == earlier.opening.conversation.schemas,
         )
@@ -130,7 +128,7 @@ class Explainer:
 
         Returns whether it is much the same conversation for all that, how many tokens, and what it goes on with.
         """
-        ours, turns = array("I", prompted.token_ids), prompted.opening.conversation.turns
+        ours, turns = prompted.token_ids, prompted.opening.conversation.turns
         most = False, 0
         then: tuple[int, ...] = ()
         for transcript in self._recent(prompted):
@@ -185,14 +183,16 @@ def _are_alike(ours: Sequence[Turn], theirs: Sequence[Turn]) -> bool:
     return len(ends[0]) == ALIKE_CHARS and ends[0] == ends[1]
 
 
-def _num_shared(ours: "array[int]", theirs: "array[int]") -> int:
-    """Leading tokens that two sequences share. O(log n) comparisons of memory, nothing copied."""
-    width = ours.itemsize
-    left, right = memoryview(ours).cast("B"), memoryview(theirs).cast("B")
-    low, high = 0, min(len(ours), len(theirs))
+def _num_shared(ours: list[TokenId], theirs: list[TokenId]) -> int:
+    """Leading tokens that two lists share. Ever longer stretches, then ever shorter ones: O(shared), in C."""
+    longest = min(len(ours), len(theirs))
+    shared, step = 0, 32
+    while shared < longest and ours[shared : shared + step] == theirs[shared : shared + step]:
+        shared, step = shared + step, 2 * step
+    low, high = min(shared, longest), min(shared + step, longest)
     while low < high:
         middle = (low + high + 1) // 2
-        if left[width * low : width * middle] == right[width * low : width * middle]:
+        if ours[low:middle] == theirs[low:middle]:
             low = middle
         else:
             high = middle - 1

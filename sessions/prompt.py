@@ -67,7 +67,7 @@ class Prompt:
     segments: tuple[Segment, ...]
     contents: tuple[ContentSpan, ...]
     moves: tuple[Move, ...]
-    known_ids: Sequence[int] = ()
+    known_ids: Sequence[TokenId] = ()
     needed_stand_ins: bool = False
 
     def content_at(self, offset: int) -> ContentSpan | None:

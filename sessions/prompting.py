@@ -8,7 +8,7 @@ the template, which alone can say what it does with them.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain as chained
 from typing import Any, Final, TypeVar
@@ -118,7 +118,7 @@ class Prompter:
         """Options that the template does not read say nothing."""
         read = tuple(option for option in options if option[0] in self._tokenizer.template.options)
         if not self._keeps_reasoning:
-            messages = [replace(message, reasoning="") if message.reasoning else message for message in messages]
+            messages = [message._replace(reasoning="") if message.reasoning else message for message in messages]
         return self._replies.seen(canonical(messages, tools, stable_first=self._stable_first, options=read))
 
     def _said(self, found: Mapping[int, Spliced], scope: str) -> dict[int, SaidTurn]:

@@ -9,7 +9,6 @@ never changes what was rendered before them, as far as the model's own template 
     segments cover                                                                  └──────────── the rest only ┘
 """
 
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,7 +35,7 @@ class Known:
     text: str
     reply: str
     num_reply_chars: int
-    ids: "array[int]"
+    ids: list[TokenId]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from sessions.bounded import Bounded
 from sessions.conversation import Conversation, Turn, TurnKey, turn_key
 from sessions.detokenizer import fitting
 from sessions.hashing import HashChain
+from sessions.interned import interned
 from sessions.render import Known
 from sessions.reply_parser import Reading, ReplyPiece
 from sessions.types import BlockHash, TokenId
@@ -34,6 +35,7 @@ TRANSCRIPT_BYTES: Final = 128 << 20
 MAX_FETCHED_TURNS: Final = 512
 _FORMAT: Final = 1
 _TURN_BYTES: Final = 120
+_ID_BYTES: Final = 8  # a place in a list: ids are interned
 _HASH_BYTES: Final = 57  # a bytes object of 16, and its place in a list
 
 
@@ -86,7 +88,10 @@ class Transcript:
     def num_bytes(self) -> int:
         contents = sum(_TURN_BYTES + sum(map(sys.getsizeof, _texts(turn))) for turn in self.turns)
         return (
-            contents + sys.getsizeof(self.known.text) + 4 * len(self.known.ids) + _HASH_BYTES * len(self.chain.hashes)
+            contents
+            + sys.getsizeof(self.known.text)
+            + _ID_BYTES * len(self.known.ids)
+            + _HASH_BYTES * len(self.chain.hashes)
         )
 
 
@@ -281,11 +286,9 @@ class Replies:
         assert opening.text is not None
         said = opening.conversation
         turns = said.turns
-        all_ids = array("I", opening.token_ids)
-        all_ids.extend(ids)
         chain = opening.chain
         chain.extend(ids)
-        known = Known(len(turns), opening.text, reply, num_reply_chars, all_ids)
+        known = Known(len(turns), opening.text, reply, num_reply_chars, [*opening.token_ids, *interned(ids)])
         if opening.continues is not None:
             self._transcripts.pop(_place(opening.root, opening.continues))
         num_spliced = opening.num_spliced + 1

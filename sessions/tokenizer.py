@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import jinja2
 import jinja2.meta
@@ -25,8 +25,10 @@ from sessions.control_tokens import ControlToken, ControlTokens, is_control
 from sessions.detokenizer import fitting
 from sessions.dialect import measure
 from sessions.errors import ContextLengthExceeded, ModelRefused
+from sessions.interned import interned
 from sessions.plain_encoder import PlainEncoder, TooManyTokensError
 from sessions.prompt import ChatTemplate, Prompt, TemplateError
+from sessions.template_loops import read_loops_at_once
 from sessions.token_bytes import TokenBytes
 from sessions.types import TokenId
 
@@ -121,11 +123,11 @@ class Tokenizer:
         Raises InvalidRequest if a text could only be written with a control token, and ContextLengthExceeded as soon
         as it is certain that the prompt leaves no room for a reply.
         """
-        ids = cast("list[TokenId]", list(prompt.known_ids))  # a call per token would cost milliseconds
+        ids = list(prompt.known_ids)
         pieces = _pieces(prompt, spliced or {})
         for piece in pieces:
             try:
-                ids += self._piece_ids(piece, scope, max_model_len - len(ids))
+                ids += interned(self._piece_ids(piece, scope, max_model_len - len(ids)))
             except TooManyTokensError as error:
                 raise ContextLengthExceeded(
                     num_prompt_tokens=len(ids) + error.num_tokens, max_model_len=max_model_len, is_lower_bound=True
@@ -312,6 +314,7 @@ def _chat_template(
     except jinja2.TemplateError as error:
         raise ModelRefused(f"The model's chat template does not compile: {error}") from error
     compiled.globals["strftime_now"] = today.strftime
+    read_loops_at_once(compiled.environment)
 
     def apply(
         messages: list[dict[str, Any]],

@@ -4,7 +4,7 @@ Counts are `num_*`; durations end `_s`; sizes are tokens unless the name says `_
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NewType
+from typing import Any, Literal, NamedTuple, NewType
 
 TokenId = NewType("TokenId", int)
 BlockId = NewType("BlockId", int)
@@ -42,9 +42,10 @@ class ToolCall:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One chat message, after the wire: content parts are joined, `null` content is the empty string.
+
+    A tuple, because every request makes one of each message it has ever sent.
 
     parts: cover `content` from left to right if one of them is marked; else empty, for a string and its pieces mean
     the same. tool_calls, reasoning: an assistant's only.
