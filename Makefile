@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml Makefile
 	@echo "==> 2/5 $(TORCH) (the largest download)"
 	@$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@echo "==> 3/5 anaphora and its dependencies"
-	@$(BIN)/python -m pip install -e .
+	@$(BIN)/python -m pip install -e '.[bench]'
 	@echo "==> 4/5 development tools"
 	@$(BIN)/python -m pip install --group dev
 	@echo "==> 5/5 default model ($(DEFAULT_MODEL), 98 MB)"

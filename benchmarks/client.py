@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import httpx
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat.chat_completion_chunk import Choice
 
 Messages = list[ChatCompletionMessageParam]
 TIMEOUT_S: Final = 900.0
@@ -25,7 +27,8 @@ class BenchmarkFailed(Exception):
 class Reply:
     """One streamed reply. Times are time.monotonic().
 
-    arrivals: of each piece with text. ended_at: of the piece with the finish reason. usage: None until the end.
+    arrivals: of each piece with text, said or thought, or with a part of a call. ended_at: of the piece with the finish
+    reason. usage: None until the end. anaphora: what this project's server says of the prompt; empty for others.
     """
 
     sent_at: float
@@ -33,6 +36,7 @@ class Reply:
     pieces: list[str] = field(default_factory=list)
     ended_at: float | None = None
     usage: CompletionUsage | None = None
+    anaphora: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -90,7 +94,7 @@ class Client:
             default_headers={"Connection": "close"},
         )
         self._extra_body = dict(extra_body)
-        self._model = ""
+        self.model = ""
 
     async def wait_ready(self, timeout_s: float, has_ended: Callable[[], bool]) -> None:
         """Until the server lists a model and answers one request. Raises BenchmarkFailed if it will not, or has ended.
@@ -109,7 +113,7 @@ class Client:
     async def _is_ready(self) -> bool:
         """Raises BenchmarkFailed for an answer that waiting will not mend."""
         try:
-            self._model = (await self._openai.models.list()).data[0].id
+            self.model = (await self._openai.models.list()).data[0].id
             await self.ask([{"role": "user", "content": "Hello"}], 1)
         except (APIConnectionError, IndexError):
             return False
@@ -119,30 +123,45 @@ class Client:
             raise BenchmarkFailed(f"the server refuses a plain request: {error}") from error
         return True
 
-    async def ask(self, messages: Messages, max_tokens: int, reply: Reply | None = None) -> Reply:
-        """Stream one reply to its end. Into `reply` where given, so that others can watch it grow."""
+    async def ask(self, messages: Messages, max_tokens: int, reply: Reply | None = None, **fields: Any) -> Reply:
+        """Stream one reply to its end. Into `reply` where given, so that others can watch it grow.
+
+        fields: of this request's body, beside those of all.
+        """
         reply = reply or Reply(0.0)
         reply.sent_at = time.monotonic()
         stream = await self._openai.chat.completions.create(
-            model=self._model,
+            model=self.model,
             messages=messages,
             temperature=0,
             max_tokens=max_tokens,
             stream=True,
             stream_options={"include_usage": True},
-            extra_body=self._extra_body,
+            extra_body=self._extra_body | fields,
         )
         async with stream:
             async for chunk in stream:
                 now = time.monotonic()
                 reply.usage = chunk.usage or reply.usage
+                reply.anaphora |= (chunk.model_extra or {}).get("anaphora") or {}
                 for choice in chunk.choices:
-                    if choice.delta.content:
-                        reply.arrivals.append(now)
-                        reply.pieces.append(choice.delta.content)
-                    if choice.finish_reason:
-                        reply.ended_at = now
+                    _take(reply, choice, now)
         return reply
+
+    async def post(self, path: str, messages: Messages, **fields: Any) -> dict[str, Any]:
+        """A request of this project's own routes, whose bodies are those of chat completions."""
+        body = {"model": self.model, "messages": messages, **fields}
+        return await self._openai.post(path, body=body, cast_to=dict[str, Any])
+
+    async def get(self, path: str) -> dict[str, Any]:
+        return await self._openai.get(path, cast_to=dict[str, Any])
+
+    async def get_text(self, path: str) -> str:
+        """Of a route beside `/v1`, such as `/metrics`."""
+        response = await self._openai.get(
+            str(self._openai.base_url.join("/")).rstrip("/") + path, cast_to=httpx.Response
+        )
+        return response.text
 
     async def ask_all(self, conversations: Sequence[Messages], max_tokens: int) -> list[Reply]:
         """All at once."""
@@ -152,3 +171,12 @@ class Client:
 
     async def aclose(self) -> None:
         await self._openai.close()
+
+
+def _take(reply: Reply, choice: Choice, now: float) -> None:
+    delta = choice.delta
+    if delta.content or delta.tool_calls or (delta.model_extra or {}).get("reasoning_content"):
+        reply.arrivals.append(now)
+        reply.pieces.append(delta.content or "")
+    if choice.finish_reason:
+        reply.ended_at = now

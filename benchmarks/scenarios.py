@@ -85,6 +85,14 @@ class Prompts:
         tokens_per_word = (counts[1] - counts[0]) / (long - short)
         return cls(source, tokens_per_word, counts[0] - tokens_per_word * short)
 
+    def again(self, seed: int) -> "Prompts":
+        """Of the same calibration, with words of their own."""
+        return Prompts(WordSource(seed), self._tokens_per_word, self._overhead)
+
+    def text(self, num_tokens: int) -> str:
+        """Words that make nearly so many tokens."""
+        return self._source.take(max(1, round(num_tokens / self._tokens_per_word)))
+
     def draw(self, num_tokens: int) -> Messages:
         """A system message and a question, `num_tokens` in all, nearly."""
         num_words = max(1, round((num_tokens - self._overhead) / self._tokens_per_word))

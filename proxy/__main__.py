@@ -22,7 +22,21 @@ if TYPE_CHECKING:
     from sessions.startup import ServiceOptions
 
 
-@click.group(context_settings={"max_content_width": 120})
+class _Commands(click.Group):
+    """Knows `bench` by name, and imports it when it is asked for; `--help` of the whole lists it without."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "bench"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "bench":
+            return super().get_command(ctx, cmd_name)
+        from benchmarks.bench_command import bench
+
+        return bench
+
+
+@click.group(cls=_Commands, context_settings={"max_content_width": 120})
 @click.version_option(importlib.metadata.version("anaphora"), prog_name="anaphora")
 def main() -> None:
     """An OpenAI-compatible chat server where turn N+1 of a conversation pays only for its new tokens."""

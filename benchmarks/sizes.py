@@ -1,0 +1,70 @@
+"""How much the studies ask for: the full run, the quick one. Tokens unless a name says otherwise."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """rounds: times that everything is done, for medians and quartiles.
+
+    shared: of what prompts have in common. questions: requests that share it. base, multiples: `scaling` repeats a
+    prompt so often. lengths: and has prompts of these lengths. turns: of a conversation. cursors, agent_steps,
+    product_questions: requests of a use case. reply: tokens of a reply that is measured. prefixes: `memory` reckons
+    with these. sharers: requests that share a prefix of `sharing_prefix` with `sharing_own` of their own.
+    workload: requests of `manager`, whose server has a pool of `workload_pool`. edited: words of the prompt that
+    `sensitivity` changes. trials, trial_prompt: of `comprehensive`. sessions: at once in `load`; load_system: what they
+    have in common. peer_prompt: of `peers`. trace_requests: lines of a trace that are replayed at most.
+    """
+
+    rounds: int = 7
+    shared: int = 1_500
+    questions: int = 6
+    base: int = 160
+    multiples: tuple[int, ...] = (1, 2, 5, 10, 20, 30, 40, 50)
+    lengths: tuple[int, ...] = (128, 256, 512, 1_024, 2_048, 4_096, 8_192)
+    product_questions: int = 5
+    turns: int = 10
+    cursors: int = 8
+    agent_steps: int = 8
+    reply: int = 64
+    prefixes: tuple[int, ...] = (128, 512, 1_024, 2_048, 4_096, 8_192)
+    sharers: tuple[int, ...] = (1, 10, 100, 1_000)
+    sharing_prefix: int = 1_024
+    sharing_own: int = 32
+    workload: int = 120
+    workload_pool: int = 12_000
+    edited: int = 400
+    trials: int = 30
+    trial_prompt: int = 2_000
+    sessions: int = 8
+    load_turns: int = 6
+    load_system: int = 800
+    peer_prompt: int = 1_000
+    trace_requests: int = 200
+
+
+FULL: Final = Sizes()
+QUICK: Final = Sizes(
+    rounds=3,
+    shared=500,
+    questions=4,
+    base=40,
+    multiples=(1, 5, 10, 25, 50),
+    lengths=(128, 256, 512, 1_024, 2_048),
+    product_questions=3,
+    turns=5,
+    cursors=4,
+    agent_steps=4,
+    reply=24,
+    workload=30,
+    workload_pool=2_400,
+    edited=160,
+    trials=6,
+    trial_prompt=600,
+    sessions=4,
+    load_turns=3,
+    load_system=300,
+    peer_prompt=400,
+    trace_requests=20,
+)
