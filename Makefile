@@ -44,7 +44,7 @@ clients: $(STAMP) ## Install other people's clients in .venv-clients (and node's
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	.venv-clients/bin/python -m pip install --quiet --group clients
-	if command -v npm; then npm install --prefix tests/clients/node --no-audit --no-fund; fi
+	if command -v npm; then npm install --prefix tests/clients/node --no-audit --no-fund --no-package-lock; fi
 	$(BIN)/python -m pytest -m clients $(ARGS)
 
 lint: $(STAMP) ## Check style and import contracts

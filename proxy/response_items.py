@@ -7,6 +7,7 @@ An item's id names the response that it belongs to, so that a reference to it ne
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any, Final, Literal
 
@@ -185,23 +186,23 @@ def _output_parts(parts: Iterable[_Part], where: str) -> list[OutputText | Outpu
 
 
 def messages_of(items: Iterable[Item]) -> list[Message]:
-    """What belongs to one reply, its reasoning, text and calls, is one message of the assistant's."""
+    """What belongs to one reply, its reasoning, text and calls, is one message of the assistant's.
+
+    Text after a call belongs to it too: until its output comes, nobody else could have said it.
+    """
     messages: list[Message] = []
     for item in items:
         last = messages[-1] if messages and messages[-1].role == "assistant" else None
         match item:
             case MessageItem(role="assistant"):
-                begun = last if last is not None and not last.content and not last.tool_calls else None
-                text = "".join(part_text(part) for part in item.content)
-                _continue(messages, begun, Message("assistant", text, reasoning=begun.reasoning if begun else ""))
+                begun = last if last is not None and (last.tool_calls or not last.content) else None
+                said = begun or Message("assistant")
+                text = said.content + "".join(part_text(part) for part in item.content)
+                _continue(messages, begun, replace(said, content=text))
             case FunctionCallItem():
-                call = ToolCall(item.call_id, item.name, item.arguments)
                 said = last or Message("assistant")
-                _continue(
-                    messages,
-                    last,
-                    Message("assistant", said.content, tool_calls=(*said.tool_calls, call), reasoning=said.reasoning),
-                )
+                call = ToolCall(item.call_id, item.name, item.arguments)
+                _continue(messages, last, replace(said, tool_calls=(*said.tool_calls, call)))
             case ReasoningItem():
                 text = "".join(part.text for part in (item.content or item.summary))
                 messages.append(Message("assistant", reasoning=text))

@@ -18,6 +18,7 @@ VERSION: Final = "render/1"
 SYSTEM_ROLES: Final = ("system", "developer")
 _MERGED_BY: Final = "\n\n"
 _TURN_PERSON: Final = b"anaphora/turn/1"
+_EXACT_IN_DOUBLES: Final = 2**53
 
 TurnKey = NewType("TurnKey", bytes)
 """16 bytes that stand for a message, as the client saw it, and for everything before it."""
@@ -192,16 +193,22 @@ def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
 def canonical_arguments(arguments: str) -> str:
     """JSON with sorted keys and nothing escaped that need not be, as models write it; text that is no JSON as it is.
 
-    Dialects and templates take the JSON apart later: an escape that became a control token's text only then would be
+    `1.0` is `1`, as clients in JavaScript send it back. Dialects and templates take the JSON apart later: an escape that became a control token's text only then would be
     one that nobody has neutralised. What nests too deep to be looked into is one string; half a surrogate pair, `?`.
     """
     try:
-        canonical = json.dumps(json.loads(arguments), ensure_ascii=False, sort_keys=True)
+        canonical = json.dumps(json.loads(arguments, parse_float=_number), ensure_ascii=False, sort_keys=True)
     except RecursionError:
         canonical = json.dumps(arguments, ensure_ascii=False)
     except ValueError:
         canonical = arguments
     return canonical.encode("utf-8", "replace").decode()
+
+
+def _number(written: str) -> int | float:
+    """Whole numbers are integers, so far as a double has all of them."""
+    number = float(written)
+    return int(number) if number.is_integer() and abs(number) <= _EXACT_IN_DOUBLES else number
 
 
 def _schema(tool: Tool) -> dict[str, Any]:

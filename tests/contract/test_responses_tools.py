@@ -138,3 +138,51 @@ def test_changed_tools_are_what_a_comparison_says(client: OpenAI) -> None:
     options = {"comparison_response_id": first.id}
     diagnostics: Any = call(client, "Weather?", tools=[WEATHER], prompt_cache_options=options).prompt_cache_diagnostics
     assert (diagnostics.type, diagnostics.reason) == ("cache_miss", "tools_changed")
+
+
+@pytest.mark.parametrize("endpoint", ["responses", "chat"])
+def test_a_whole_number_with_a_fraction_is_the_one_that_was_said(client: OpenAI, endpoint: str) -> None:
+    """Clients parse arguments and write them again: `1` and `1.0` are one number, in JavaScript in any case."""
+    days = {"type": "object", "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 9}}}
+    tool = WEATHER | {"parameters": days | {"required": ["days"], "additionalProperties": False}}
+    first: Any = call(client, "Weather?", tools=[tool])
+    [made] = first.output
+    arguments = json.dumps({"days": float(json.loads(made.arguments)["days"])})
+    assert arguments.endswith(".0}")
+    if endpoint == "responses":
+        history = [{"role": "user", "content": "Weather?"}, made.to_dict() | {"arguments": arguments}]
+        again: Any = call(client, [*history, *answered(first)], tools=[tool], store=False)
+    else:
+        function = {"name": tool["name"], "arguments": arguments}
+        again = client.chat.completions.create(
+            model="fake",
+            messages=[
+                {"role": "user", "content": "Weather?"},
+                {"role": "assistant", "tool_calls": [{"id": made.call_id, "type": "function", "function": function}]},  # type: ignore[list-item]
+                {"role": "tool", "tool_call_id": made.call_id, "content": "Sunny."},
+            ],
+            tools=[{"type": "function", "function": {key: tool[key] for key in ("name", "description", "parameters")}}],
+            max_tokens=1,
+        )
+    assert again.anaphora["spliced_messages"] == 1
+
+
+def test_text_around_a_call_is_one_message(client: OpenAI) -> None:
+    """As a chat message has it; the reply that a call is part of did not end with it."""
+    function = {"name": "f", "arguments": "{}"}
+    reply = {"role": "assistant", "content": "Let me see. And now?"}
+    as_chat = reply | {"tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    user = {"role": "user", "content": "Weather?"}
+    chat: Any = client.post(
+        "/tokenize",
+        cast_to=object,
+        body={"messages": [user, as_chat, {"role": "tool", "tool_call_id": "c", "content": "Sunny."}]},
+    )
+    items: Any = [
+        user,
+        {"role": "assistant", "content": "Let me see."},
+        {"type": "function_call", "call_id": "c", **function},
+        {"role": "assistant", "content": " And now?"},
+        {"type": "function_call_output", "call_id": "c", "output": "Sunny."},
+    ]
+    assert client.responses.input_tokens.count(model="fake", input=items).input_tokens == chat["count"]

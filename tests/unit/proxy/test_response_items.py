@@ -48,6 +48,14 @@ def test_calls_in_turn_are_messages_of_their_own() -> None:
     ]
 
 
+def test_text_after_a_call_belongs_to_its_reply() -> None:
+    whole = Message("assistant", "I call. Wait.", tool_calls=CALLS[:2], reasoning="hm")
+    assert messages(thought("hm"), said("I call."), call(0), said(" Wait."), call(1), output(0)) == [
+        whole,
+        Message("tool", "0", "call_0"),
+    ]
+
+
 def test_two_replies_in_a_row_stay_two() -> None:
     assert messages(said("One."), said("Two."), thought("hm"), said("Three.")) == [
         Message("assistant", "One."),
