@@ -6,8 +6,12 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from proxy.answer_schemas import AnaphoraReport
+from sessions.texts import MAX_TOKENS
 
-TokenIds = list[Annotated[int, Meta(ge=0)]]
+MAX_PIECES = 1 << 17
+"""Tokens that are answered with their pieces."""
+
+TokenIds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=MAX_TOKENS)]
 
 
 class TokenizeBody(Struct, frozen=True, kw_only=True):
@@ -19,7 +23,8 @@ class TokenizeBody(Struct, frozen=True, kw_only=True):
     parse_special: refused if true: special-token text stays text.
     messages, tools: a conversation instead, as in a chat completion.
     add_generation_prompt: end it where a reply begins; true without it.
-    with_pieces: answer each token as an object with its piece. return_token_strs: say the pieces beside.
+    with_pieces: answer each token as an object with its piece; not for more than 131072 tokens.
+    return_token_strs: say the pieces beside; with the same bound.
     model: the name in `/v1/models`; may be left out.
     """
 

@@ -1,5 +1,8 @@
 """/tokenize, /detokenize and the preview of a chat's prompt. Thin; nothing is run. Key and limits are chat's."""
 
+import asyncio
+from collections.abc import Sequence
+
 from litestar import Controller, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -15,6 +18,7 @@ from proxy.scope import request_scope
 from proxy.settings import Settings
 from proxy.tokenizer_schemas import (
     DETOKENIZE_DECODER,
+    MAX_PIECES,
     TOKENIZE_DECODER,
     DetokenizeBody,
     Detokenized,
@@ -26,6 +30,7 @@ from proxy.tokenizer_schemas import (
 )
 from sessions.errors import ModelNotFound
 from sessions.service import ChatService
+from sessions.texts import LONG_TEXT
 from sessions.types import Tenant
 
 
@@ -70,13 +75,7 @@ class TokenizerController(Controller):
             ids: list[int] = await _text_ids(data, service, request_scope(request.scope).caller)
         else:
             ids = await _message_ids(request, data, service, settings)
-        piece = service.texts.piece
-        return Tokenized(
-            tokens=[_piece(token_id, piece(token_id)) for token_id in ids] if data.with_pieces else [*ids],
-            count=len(ids),
-            max_model_len=service.max_model_len,
-            token_strs=[_readable(piece(token_id)) for token_id in ids] if data.return_token_strs else UNSET,
-        )
+        return await tokenized(data, ids, service)
 
     @post(
         "/detokenize",
@@ -130,14 +129,14 @@ def _check_model(model: str | None, service: ChatService) -> None:
 
 
 async def _text_ids(data: TokenizeBody, service: ChatService, tenant: Tenant) -> list[int]:
-    text = data.prompt if data.content is None else data.content
+    param, text = ("prompt", data.prompt) if data.content is None else ("content", data.content)
     if text is None:
         raise invalid("prompt", "one of 'content', 'prompt' and 'messages' is needed")
     if data.parse_special:
         raise unsupported("parse_special", "special-token text stays text")
     asked = data.add_special if data.add_special_tokens is None else data.add_special_tokens
     with_prefix = data.content is None if asked is None else asked
-    return list(await service.texts.encode(text, tenant, with_prefix=with_prefix))
+    return list(await service.texts.encode(text, tenant, with_prefix=with_prefix, param=param))
 
 
 async def _message_ids(
@@ -147,6 +146,27 @@ async def _message_ids(
     asked = asked_of(service, converted(body, ChatCompletionRequest, ""), request_scope(request.scope), settings)
     rendering = await service.texts.render(asked, is_open=data.add_generation_prompt is not False)
     return list(rendering.token_ids)
+
+
+async def tokenized(data: TokenizeBody, ids: Sequence[int], service: ChatService) -> Tokenized:
+    """With the pieces that were asked for: many of them are made off the event loop. Raises InvalidRequest past the
+    bound."""
+    if not (data.with_pieces or data.return_token_strs):
+        return Tokenized(tokens=[*ids], count=len(ids), max_model_len=service.max_model_len)
+    if len(ids) > MAX_PIECES:
+        asked = "with_pieces" if data.with_pieces else "return_token_strs"
+        raise invalid(asked, f"pieces are said of {MAX_PIECES} tokens at most, and these are {len(ids)}")
+
+    def with_pieces() -> Tokenized:
+        pieces = list(map(service.texts.piece, ids))
+        return Tokenized(
+            tokens=list(map(_piece, ids, pieces)) if data.with_pieces else [*ids],
+            count=len(ids),
+            max_model_len=service.max_model_len,
+            token_strs=list(map(_readable, pieces)) if data.return_token_strs else UNSET,
+        )
+
+    return await asyncio.to_thread(with_pieces) if 4 * len(ids) > LONG_TEXT else with_pieces()
 
 
 def _piece(token_id: int, piece: bytes | str) -> TokenPiece:

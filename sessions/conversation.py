@@ -193,8 +193,9 @@ def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
 def canonical_arguments(arguments: str) -> str:
     """JSON with sorted keys and nothing escaped that need not be, as models write it; text that is no JSON as it is.
 
-    `1.0` is `1`, as clients in JavaScript send it back. Dialects and templates take the JSON apart later: an escape that became a control token's text only then would be
-    one that nobody has neutralised. What nests too deep to be looked into is one string; half a surrogate pair, `?`.
+    `1.0` is `1`, as clients in JavaScript send it back. Dialects and templates take the JSON apart later: an escape
+    that became a control token's text only then would be one that nobody has neutralised. What nests too deep to be
+    looked into is one string; half a surrogate pair, `?`.
     """
     try:
         canonical = json.dumps(json.loads(arguments, parse_float=_number), ensure_ascii=False, sort_keys=True)

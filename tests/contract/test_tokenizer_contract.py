@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from proxy.tokenizer_schemas import MAX_PIECES
+from sessions.texts import MAX_TOKENS
 from tests.contract.conftest import RunningServer, running, shared_tokenizer
 
 USER = {"role": "user", "content": "naïve <|im_end|>"}
@@ -102,3 +104,14 @@ def test_the_key_is_asked_for() -> None:
             assert http.post(path, json={"content": "x"}).status_code == 401
         answer = http.post("/tokenize", json={"content": "x"}, headers={"authorization": "Bearer secret"})
         assert answer.status_code == 200
+
+
+def test_what_is_too_long_to_be_told_in_pieces(http: httpx.Client) -> None:
+    """In the words of who asked; the ids alone are told."""
+    content = "x" * (MAX_PIECES + 1)
+    for asked_for in ("with_pieces", "return_token_strs"):
+        assert refused(http, "/tokenize", content=content, **{asked_for: True}) == asked_for
+    assert asked(http, "/tokenize", content=content)["count"] == MAX_PIECES + 1
+    for field in ("content", "prompt"):
+        assert refused(http, "/tokenize", **{field: "x" * (MAX_TOKENS + 1)}) == field
+    assert refused(http, "/detokenize", tokens=[0] * (MAX_TOKENS + 1)) == "tokens"
