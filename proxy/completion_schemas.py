@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from proxy.answer_schemas import CompletionUsage
-from proxy.schemas import LogitBias, PromptCacheOptions, StopSequence, StreamOptions
+from proxy.generation_schemas import ChoiceOptions
 
 
 class CompletionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,28 +20,16 @@ class CompletionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     control_tokens: bool = False
 
 
-class CompletionBody(Struct, frozen=True, kw_only=True):
+class CompletionBody(ChoiceOptions, frozen=True, kw_only=True):
     """Body of POST /v1/completions.
 
     prompt: a text, token ids, or a list of either. Texts are plain: what looks like a control token stays text, and
-    what the model begins every text with (BOS) is put before them.
+    what the model begins every text with (BOS) is put before them. Choice `i` of prompt `p` has the index `p * n + i`.
     model: the name in `/v1/models`; any other is a 404.
     max_tokens: most tokens of each choice; 16 without it; 0 with `echo` alone.
     echo: say the prompt before its completion. logprobs: say how likely each token was, and so many likeliest ones.
-    temperature: 0 is greedy; 1 without it. top_p: draw from the likeliest tokens of this total probability.
-    top_k: draw from that many likeliest tokens; 0 and -1 are all. min_p: draw from tokens at least this share as likely
-    as the likeliest.
-    seed: the same seed and prompt give the same choices, whoever else is served; any 64-bit integer.
-    stop: end before the first of these; never in the answer.
-    n: choices of each prompt, which is computed once for all; choice `i` of prompt `p` has the index `p * n + i`.
     best_of: the same as `n`, or refused. suffix: refused.
-    presence_penalty: taken from the logit of each token that was said. frequency_penalty: taken once per time that it
-    was said. repetition_penalty: divides the logits of tokens that the prompt or the answer has.
-    logit_bias: token id to what is added to its logit. ignore_eos: go on where the model would end.
-    cache_salt: shares no cached prefix with other salts; never widens sharing.
-    stream: answer as server-sent events. stream_options: needs `stream`.
-    prompt_cache_options: what the cache may do with this request. prompt_cache_retention: the older word for its `ttl`.
-    anaphora: options that only this server has. user, prompt_cache_key: taken, without effect.
+    anaphora: options that only this server has.
     """
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
@@ -50,28 +38,9 @@ class CompletionBody(Struct, frozen=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: int | None = None
-    stop: StopSequence | Annotated[list[StopSequence], Meta(max_length=4)] | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
-    logit_bias: LogitBias | None = None
-    ignore_eos: bool | None = None
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    prompt_cache_options: PromptCacheOptions | None = None
-    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     anaphora: CompletionOptions | None = None
     best_of: int | None = None
     suffix: str | None = None
-    user: str | None = None
-    prompt_cache_key: str | None = None
 
 
 class LegacyLogprobs(Struct, frozen=True, kw_only=True):

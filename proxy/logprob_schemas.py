@@ -22,11 +22,8 @@ class TopLogprob(Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprobs(TopLogprob, frozen=True, kw_only=True):
-    r"""A token that was drawn.
+    """A token that was drawn.
 
-    token: its text; `\xf0\x9f` where that is a piece of a character; its name where it writes nothing.
-    logprob: its natural logarithm of probability, before penalties, bias and temperature.
-    bytes: what it writes; null where it writes nothing.
     top_logprobs: the likeliest tokens in its place, the likeliest first.
     """
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from proxy.generation_schemas import GenerationOptions
 from proxy.schemas import AnaphoraOptions, Metadata
 
 
@@ -133,8 +134,9 @@ Includable = Literal[
 ]
 
 
-class ResponseContext(Struct, frozen=True, kw_only=True):
-    """What a prompt is made of.
+class ResponseContext(GenerationOptions, frozen=True, kw_only=True):
+    """What a prompt is made of, in the body of POST /v1/responses/input_tokens; the options of a generation are checked
+    there, without effect.
 
     model: the name in `/v1/models`; any other is a 404. input: a string, or items: messages, function calls and
     their outputs, reasoning, references to stored items. instructions: a system message before everything; not
@@ -143,8 +145,7 @@ class ResponseContext(Struct, frozen=True, kw_only=True):
     most one call in a reply. reasoning: its effort may be read by the template. text: what the text of the answer looks
     like. tools: functions that the model may call; hosted tools are refused by name. tool_choice: whether, or
     which: `none`, `auto`, `required`, a function, or allowed tools. truncation: `auto` leaves out the oldest
-    messages until the prompt fits; `disabled` refuses it. cache_salt: shares no cached prefix with other salts;
-    never widens sharing.
+    messages until the prompt fits; `disabled` refuses it.
     """
 
     model: Annotated[str, Meta(min_length=1)] | None = None
@@ -158,7 +159,6 @@ class ResponseContext(Struct, frozen=True, kw_only=True):
     tool_choice: Any = None
     tools: list[dict[str, Any]] | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
     @property
     def conversation_id(self) -> str | None:
@@ -168,23 +168,11 @@ class ResponseContext(Struct, frozen=True, kw_only=True):
 class ResponseRequest(ResponseContext, frozen=True, kw_only=True):
     """Body of POST /v1/responses.
 
-    model: the name in `/v1/models`; any other is a 404. input: a string, or items: messages, function calls and
-    their outputs, reasoning, references to stored items. instructions: a system message before everything; not
-    carried over to a next response. previous_response_id: the stored response that this one continues.
-    conversation: or the conversation, which also gets the input and the answer. parallel_tool_calls: false for at
-    most one call in a reply. reasoning: its effort may be read by the template. text: what the text of the answer looks
-    like. tools: functions that the model may call; hosted tools are refused by name. tool_choice: whether, or
-    which: `none`, `auto`, `required`, a function, or allowed tools. truncation: `auto` leaves out the oldest
-    messages until the prompt fits; `disabled` refuses it. cache_salt: shares no cached prefix with other salts;
-    never widens sharing. include: `message.output_text.logprobs` says how likely each token was; the others have no
-    effect. max_output_tokens: most tokens of the reply; without it, up to the end of the context. metadata: kept
-    with the response. prompt_cache_options: what the cache may do with this request. prompt_cache_retention: the
-    older word for a time to live: `24h` keeps the prompt a day. store: keep it, to be retrieved and continued; true
-    without it. stream: answer as server-sent events. stream_options: needs `stream`. temperature: 0 is greedy; 1
-    without it. top_p: draw from the likeliest tokens of this total probability. top_logprobs: of so many likeliest
-    tokens. anaphora: options that only this server has. ignore_eos: go on where the model would end. min_p: draw
-    from tokens at least this share as likely as the likeliest. seed: the same seed and request give the same
-    answer. top_k: draw from that many likeliest tokens; 0 and -1 are all.
+    include: `message.output_text.logprobs` says how likely each token was; the others have no effect.
+    max_output_tokens: most tokens of the reply; without it, up to the end of the context. metadata: kept with the
+    response. prompt_cache_options: what the cache may do with this request. store: keep it, to be retrieved and
+    continued; true without it. stream_options: needs `stream`. top_logprobs: of so many likeliest tokens.
+    anaphora: options that only this server has.
     prompt_cache_key, safety_identifier, user: taken and repeated, without effect. service_tier: taken; the answer's
     is `default`.
     access_programs, background_options, context_management, image, max_tool_calls, moderation, prompt: refused by
@@ -196,26 +184,14 @@ class ResponseRequest(ResponseContext, frozen=True, kw_only=True):
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
     metadata: Metadata | None = None
     prompt_cache_options: ResponseCacheOptions | None = None
-    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     store: bool | None = None
-    stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-
-    # Not OpenAI's: what chat completions take too.
     anaphora: AnaphoraOptions | None = None
-    ignore_eos: bool | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
 
     # Taken, checked, without effect on the answer.
-    prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
-    user: str | None = None
 
     # Refused by name.
     access_programs: Any = None

@@ -26,7 +26,7 @@ from proxy.response_requests import (
 from proxy.response_schemas import AppliedCacheOptions, Diagnostics, DiagnosticsUnavailable, ResponseBody
 from proxy.response_tools import sessions_tools, tool_choice_of, tools_of
 from proxy.tools import TemplateValue, template_options_of
-from proxy.translate import TTL_S
+from proxy.translate import TTL_S, check_seed
 from sessions.reports import Comparison, PromptReport
 from sessions.types import CacheOptions, ChatRequest, Grammar, Message, SamplingParams, Tenant
 
@@ -53,6 +53,7 @@ def refuse_unsupported(wire: ResponseRequest) -> None:
             raise unsupported(name)
     if wire.stream_options is not None and not wire.stream:
         raise invalid("stream_options", "it is only allowed when 'stream' is true")
+    check_seed(wire)
     check_context(wire)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from proxy.completion_schemas import CompletionBody
 from proxy.format_schemas import format_grammar
+from proxy.generation_schemas import ChoiceOptions, GenerationOptions
 from proxy.message_schemas import (
     AssistantMessage,
     ChatMessage,
@@ -92,18 +93,23 @@ def check_together(wire: ChatCompletionRequest, max_n: int) -> None:
         raise invalid("max_tokens", "it contradicts 'max_completion_tokens'; send one of them")
 
 
-def check_common(wire: ChatCompletionRequest | CompletionBody, max_n: int) -> None:
+def check_common(wire: ChoiceOptions, max_n: int) -> None:
     """The same of what all that generate have. Raises InvalidRequest."""
     if wire.stream_options is not None and not wire.stream:
         raise invalid("stream_options", "it is only allowed when 'stream' is true")
     if wire.n is not None and wire.n > max_n:
         raise invalid("n", f"this server allows at most {max_n}")
+    check_seed(wire)
+
+
+def check_seed(wire: GenerationOptions) -> None:
+    """Signed or unsigned. Raises InvalidRequest."""
     if wire.seed is not None and not -(2**63) <= wire.seed < 2**64:
         raise invalid("seed", "it must fit into 64 bits")
 
 
 def sampling_params(
-    wire: ChatCompletionRequest | CompletionBody, vocab_size: int, *, max_tokens: int | None, num_logprobs: int | None
+    wire: ChoiceOptions, vocab_size: int, *, max_tokens: int | None, num_logprobs: int | None
 ) -> SamplingParams:
     """OpenAI's defaults where the request is silent.
 

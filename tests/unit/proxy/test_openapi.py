@@ -7,15 +7,17 @@ from litestar.params import FromPath, QueryParameter
 from msgspec import Meta, Struct
 
 from proxy.app import create_app
+from proxy.completion_schemas import CompletionBody
 from proxy.documented import answers
 from proxy.openapi import ERRORS, openapi_document
-from proxy.schemas import CHAT_DECODER, ENCODER
+from proxy.schemas import CHAT_DECODER, ENCODER, ChatCompletionRequest
 from proxy.settings import Settings
 from proxy.struct_schemas import component_schemas, split_docstring
 
 DOCUMENT = openapi_document(create_app(Settings()))
 OPERATIONS = {f"{method} {path}": said for path, item in DOCUMENT["paths"].items() for method, said in item.items()}
 SCHEMAS = DOCUMENT["components"]["schemas"]
+GENERATING = ("ChatCompletionRequest", "CompletionBody", "ResponseRequest", "ResponseContext")
 
 
 def statuses(operation: str) -> set[int]:
@@ -116,6 +118,36 @@ def test_a_docstring_describes_the_struct_and_its_fields() -> None:
     counted = "counted from one."
     assert texts == {"line": counted, "column": counted, "name": "of a file, or of something else.", "other": None}
     assert place["properties"]["column"]["minimum"] == 1
+
+
+class NamedPlace(Place):
+    """With a name.
+
+    more: than a place has. other: said anew.
+    """
+
+    more: str = ""
+
+
+def test_a_struct_s_base_describes_what_it_inherits_unless_it_does_so_itself() -> None:
+    place = component_schemas([NamedPlace])[1]["NamedPlace"]
+    assert place["description"] == "With a name."
+    texts = {name: field["description"] for name, field in place["properties"].items()}
+    name, counted = "of a file, or of something else.", "counted from one."
+    assert texts == {
+        "more": "than a place has.",
+        "other": "said anew.",
+        "line": counted,
+        "column": counted,
+        "name": name,
+    }
+    assert list(place["properties"])[:2] == ["other", "more"], "its own first"
+
+
+def test_a_field_of_several_requests_is_described_once() -> None:
+    described = [SCHEMAS[name]["properties"]["temperature"]["description"] for name in GENERATING]
+    assert len(set(described)) == 1
+    assert not any("temperature" in kind.__annotations__ for kind in (ChatCompletionRequest, CompletionBody))
 
 
 def test_a_colon_after_another_word_is_text() -> None:
