@@ -13,45 +13,34 @@ class Event(Struct, kw_only=True, tag_field="type"):
 
 
 class LifecycleEvent(Event, kw_only=True):
+    """response: as it is now."""
+
     response: ResponseBody
 
 
 class Created(LifecycleEvent, kw_only=True, tag="response.created"):
-    """The response is begun.
-
-    response: as it is now. sequence_number: rises by one with every event.
-    """
+    """The response is begun."""
 
 
 class InProgress(LifecycleEvent, kw_only=True, tag="response.in_progress"):
-    """It is being worked on.
-
-    response: as it is now. sequence_number: rises by one with every event.
-    """
+    """It is being worked on."""
 
 
 class Completed(LifecycleEvent, kw_only=True, tag="response.completed"):
-    """The end: it is whole.
-
-    response: as it is now. sequence_number: rises by one with every event.
-    """
+    """The end: it is whole."""
 
 
 class Incomplete(LifecycleEvent, kw_only=True, tag="response.incomplete"):
-    """The end: it was cut off.
-
-    response: as it is now. sequence_number: rises by one with every event.
-    """
+    """The end: it was cut off."""
 
 
 class Failed(LifecycleEvent, kw_only=True, tag="response.failed"):
-    """The end: something went wrong.
-
-    response: as it is now. sequence_number: rises by one with every event.
-    """
+    """The end: something went wrong."""
 
 
 class ItemEvent(Event, kw_only=True):
+    """output_index: of the item in `output`."""
+
     output_index: int
     item: OutputItem
 
@@ -59,32 +48,34 @@ class ItemEvent(Event, kw_only=True):
 class ItemAdded(ItemEvent, kw_only=True, tag="response.output_item.added"):
     """An item begins.
 
-    item: as it is now. output_index: of the item in `output`. sequence_number: rises by one with every event.
+    item: as it is now.
     """
 
 
 class ItemDone(ItemEvent, kw_only=True, tag="response.output_item.done"):
     """An item is whole.
 
-    item: as it is in the answer. output_index: of the item in `output`. sequence_number: rises by one with every
-    event.
+    item: as it is in the answer.
     """
 
 
 class EventInItem(Event, kw_only=True):
+    """item_id: of the item. output_index: of the item in `output`."""
+
     item_id: str
     output_index: int
 
 
 class EventInPart(EventInItem, kw_only=True):
+    """content_index: of the part in the item."""
+
     content_index: int = 0
 
 
 class PartAdded(EventInPart, kw_only=True, tag="response.content_part.added"):
     """A part of an item begins.
 
-    part: still empty. item_id: of the item. output_index: of the item in `output`. content_index: of the part in
-    the item. sequence_number: rises by one with every event.
+    part: still empty.
     """
 
     part: OutputText | ReasoningText
@@ -93,8 +84,7 @@ class PartAdded(EventInPart, kw_only=True, tag="response.content_part.added"):
 class PartDone(EventInPart, kw_only=True, tag="response.content_part.done"):
     """A part of an item is whole.
 
-    part: as it is in the answer. item_id: of the item. output_index: of the item in `output`. content_index: of the
-    part in the item. sequence_number: rises by one with every event.
+    part: as it is in the answer.
     """
 
     part: OutputText | ReasoningText
@@ -103,8 +93,7 @@ class PartDone(EventInPart, kw_only=True, tag="response.content_part.done"):
 class TextDelta(EventInPart, kw_only=True, tag="response.output_text.delta"):
     """A piece of the answer's text.
 
-    delta: the piece. logprobs: of its tokens, if asked for. item_id: of the item. output_index: of the item in
-    `output`. content_index: of the part in the item. sequence_number: rises by one with every event.
+    delta: the piece. logprobs: of its tokens, if asked for.
     """
 
     delta: str
@@ -114,8 +103,7 @@ class TextDelta(EventInPart, kw_only=True, tag="response.output_text.delta"):
 class TextDone(EventInPart, kw_only=True, tag="response.output_text.done"):
     """All of the text.
 
-    text: all pieces together. logprobs: of all tokens, if asked for. item_id: of the item. output_index: of the
-    item in `output`. content_index: of the part in the item. sequence_number: rises by one with every event.
+    text: all pieces together. logprobs: of all tokens, if asked for.
     """
 
     text: str
@@ -125,8 +113,7 @@ class TextDone(EventInPart, kw_only=True, tag="response.output_text.done"):
 class ReasoningDelta(EventInPart, kw_only=True, tag="response.reasoning_text.delta"):
     """A piece of the reasoning.
 
-    delta: the piece. item_id: of the item. output_index: of the item in `output`. content_index: of the part in the
-    item. sequence_number: rises by one with every event.
+    delta: the piece.
     """
 
     delta: str
@@ -135,8 +122,7 @@ class ReasoningDelta(EventInPart, kw_only=True, tag="response.reasoning_text.del
 class ReasoningDone(EventInPart, kw_only=True, tag="response.reasoning_text.done"):
     """All of the reasoning.
 
-    text: all pieces together. item_id: of the item. output_index: of the item in `output`. content_index: of the
-    part in the item. sequence_number: rises by one with every event.
+    text: all pieces together.
     """
 
     text: str
@@ -145,8 +131,7 @@ class ReasoningDone(EventInPart, kw_only=True, tag="response.reasoning_text.done
 class ArgumentsDelta(EventInItem, kw_only=True, tag="response.function_call_arguments.delta"):
     """A piece of a call's arguments.
 
-    delta: the piece. item_id: of the item. output_index: of the item in `output`. sequence_number: rises by one
-    with every event.
+    delta: the piece.
     """
 
     delta: str
@@ -155,8 +140,7 @@ class ArgumentsDelta(EventInItem, kw_only=True, tag="response.function_call_argu
 class ArgumentsDone(EventInItem, kw_only=True, tag="response.function_call_arguments.done"):
     """All of a call's arguments.
 
-    name: of the function. arguments: all pieces together. item_id: of the item. output_index: of the item in
-    `output`. sequence_number: rises by one with every event.
+    name: of the function. arguments: all pieces together.
     """
 
     name: str
