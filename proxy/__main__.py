@@ -1,11 +1,9 @@
 """The command `anaphora` (also `python -m proxy`). Heavy imports wait for a command: `--help` is instant."""
 
 import contextlib
-import errno
 import gc
 import importlib.metadata
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from proxy.doctor_command import doctor
 from proxy.explain_command import explain
+from proxy.listening import bind, bind_refusal
 from proxy.options import SettingsError, load_settings, option_name, settings_options
 from proxy.settings import Settings
 
@@ -57,6 +57,7 @@ main.add_command(
 
 
 main.add_command(explain)
+main.add_command(doctor)
 
 
 def _run(settings: Settings) -> None:
@@ -72,7 +73,7 @@ def _run(settings: Settings) -> None:
     try:
         bound = bind(settings.host, settings.port)
     except (OSError, UnicodeError) as error:
-        raise _bind_refusal(settings, error) from None
+        raise bind_refusal(settings, error) from None
     with bound, _cache_dir_refusal(settings.cache_dir):
         settings.cache_dir.mkdir(parents=True, exist_ok=True)
         click.echo(f"Loading the model '{settings.model}' …", err=True)
@@ -100,29 +101,6 @@ async def open_and_freeze(options: "ServiceOptions") -> "ChatService":
     gc.set_threshold(10_000)
     gc.enable()
     return service
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, not yet listening: a port in use is known before a model is loaded. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _bind_refusal(settings: Settings, error: OSError | UnicodeError) -> click.ClickException:
-    """Exit code 1 for a port in use, which may be free in a moment; 2 for an address that cannot be meant."""
-    address = f"{settings.host}:{settings.port}"
-    if isinstance(error, UnicodeError):
-        return SettingsError(f"Cannot listen on {address}: that is no host name.")
-    if error.errno == errno.EADDRINUSE:
-        return click.ClickException(f"{address} is in use; choose another --port (ANAPHORA_PORT).")
-    return SettingsError(f"Cannot listen on {address}: {error.strerror}.")
 
 
 def _refuse_shared_prompts(settings: Settings) -> None:

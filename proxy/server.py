@@ -79,7 +79,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            self._service = await self._opener(_service_options(self._settings))
+            self._service = await self._opener(service_options(self._settings))
         except SessionError as error:
             self.refusal = error
             self.should_exit = True
@@ -123,8 +123,8 @@ class Server(uvicorn.Server):
             _logger.warning("index is down at start, reuse is from the pool alone")
 
 
-def _service_options(settings: Settings) -> ServiceOptions:
-    """Fields of the same name; secrets are unwrapped here, at the door."""
+def service_options(settings: Settings) -> ServiceOptions:
+    """Fields of the same name; secrets are unwrapped here, at the door. Raises as `read_shared_prompts` does."""
     values: dict[str, Any] = {field.name: getattr(settings, field.name) for field in fields(ServiceOptions)}
     for name, value in values.items():
         if isinstance(value, SecretStr):

@@ -108,8 +108,8 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
         torch.set_num_threads(options.num_threads)
     folder = resolve_model(options.model, options.cache_dir, log.info)
     tokenizer = Tokenizer.load(folder.path)
-    loaded = _load_model(options, folder)
-    cache = _open_pool(options, loaded)
+    loaded = load_checked_model(options, folder)
+    cache = open_pool(options, loaded)
     config = EngineConfig(
         block_size=options.block_size,
         num_blocks=cache.num_blocks,
@@ -142,7 +142,8 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
     return parts, ModelRunner(loaded, cache)
 
 
-def _load_model(options: ServiceOptions, folder: ModelFolder) -> "LoadedModel":
+def load_checked_model(options: ServiceOptions, folder: ModelFolder) -> "LoadedModel":
+    """Slow; imports torch. Raises ModelRefused for a model that cannot be served exactly."""
     from sessions.engine.loaded import LoadOptions
     from sessions.engine.loader import load_model
     from sessions.engine.native.kernels import LANES, load_kernels
@@ -158,7 +159,7 @@ def _load_model(options: ServiceOptions, folder: ModelFolder) -> "LoadedModel":
     return load_model(folder.path, load_options, kernels, log.info, kept)
 
 
-def _open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
+def open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
     """Raises ModelRefused for a pool that does not fit."""
     from sessions.engine.kv_cache import KVCache, bytes_per_token, free_bytes, num_blocks_for
 

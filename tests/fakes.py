@@ -125,6 +125,11 @@ CHATML_WITH_TOOLS = (
 
 def byte_tokenizer(template: str = CHATML_WITH_TOOLS, markers: Sequence[str] = ()) -> Tokenizer:
     """256 bytes plus ChatML's control tokens. markers: further tokens that a model may say."""
+    return Tokenizer.load(byte_tokenizer_folder(template, markers))
+
+
+def byte_tokenizer_folder(template: str = CHATML_WITH_TOOLS, markers: Sequence[str] = ()) -> Path:
+    """The files of `byte_tokenizer`, beside the config of a model that there is not."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
@@ -140,7 +145,7 @@ def byte_tokenizer(template: str = CHATML_WITH_TOOLS, markers: Sequence[str] = (
     hf.chat_template = template
     hf.save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    return Tokenizer.load(folder)
+    return folder
 
 
 async def open_fake_service(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from proxy.__main__ import bind
+from proxy.listening import bind
 from proxy.server import Server
 from proxy.settings import Settings
 from sessions.documents import Keeping

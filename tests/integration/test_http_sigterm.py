@@ -14,7 +14,7 @@ from tests.contract.conftest import DEADLINE_S, eventually
 CHILD = """
 import sys
 from proxy import logs
-from proxy.__main__ import bind
+from proxy.listening import bind
 from proxy.server import Server
 from proxy.settings import Settings
 from tests.fakes import open_fake_service

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from proxy.__main__ import bind
+from proxy.listening import bind
 from tests.contract.conftest import eventually
 from tests.oracle import cache_dir
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from proxy.__main__ import bind
+from proxy.listening import bind
 from tests.contract.conftest import DEADLINE_S
 
 CHILD = """
 import sys
 from proxy import logs
-from proxy.__main__ import bind
+from proxy.listening import bind
 from proxy.server import Server
 from proxy.settings import Settings
 from sessions.parts import IndexOptions

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from proxy.__main__ import bind, main
+from proxy.__main__ import main
+from proxy.listening import bind
 from proxy.metrics import Metrics
 from proxy.options import SettingsError, load_settings, option_name, shown_default, variable_name
 from proxy.settings import Settings, parse_api_keys
