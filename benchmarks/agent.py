@@ -93,7 +93,7 @@ class Agent:
         clock = f"It is 2026-11-24, {self._minute // 60 + 9:02}:{self._minute % 60:02}. "
         said = list(self._said)
         if self._habit.clock == "in the last":
-            said[-1] = replace(said[-1], content=f"{said[-1].content} {clock}")
+            said[-1] = said[-1]._replace(content=f"{said[-1].content} {clock}")
             self._said = said
         messages = (self._system(clock), *said)
         return ChatRequest(messages, SamplingParams(temperature=0, max_tokens=REPLY_TOKENS), tools=self._sent_tools())

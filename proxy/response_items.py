@@ -7,7 +7,6 @@ An item's id names the response that it belongs to, so that a reference to it ne
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any, Final, Literal
 
@@ -198,11 +197,11 @@ def messages_of(items: Iterable[Item]) -> list[Message]:
                 begun = last if last is not None and (last.tool_calls or not last.content) else None
                 said = begun or Message("assistant")
                 text = said.content + "".join(part_text(part) for part in item.content)
-                _continue(messages, begun, replace(said, content=text))
+                _continue(messages, begun, said._replace(content=text))
             case FunctionCallItem():
                 said = last or Message("assistant")
                 call = ToolCall(item.call_id, item.name, item.arguments)
-                _continue(messages, last, replace(said, tool_calls=(*said.tool_calls, call)))
+                _continue(messages, last, said._replace(tool_calls=(*said.tool_calls, call)))
             case ReasoningItem():
                 text = "".join(part.text for part in (item.content or item.summary))
                 messages.append(Message("assistant", reasoning=text))
