@@ -4,6 +4,8 @@ What is known and not built (custom tools) is refused by name.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any, Final, Protocol
 
 from msgspec import UNSET
@@ -107,7 +109,9 @@ def template_options_of(
 
 
 def call_pieces(pieces: Iterable[ToolCallPiece]) -> list[CallPiece]:
-    """As a stream's deltas have them."""
+    """As one delta of a stream has them: an entry for each call, since clients take the entries of their first delta
+    as they stand."""
+    merged = [_merged(list(group)) for _, group in groupby(pieces, key=lambda piece: piece.index)]
     return [
         CallPiece(
             index=piece.index,
@@ -115,8 +119,13 @@ def call_pieces(pieces: Iterable[ToolCallPiece]) -> list[CallPiece]:
             type=UNSET if piece.id is None else "function",
             function=FunctionPiece(name=UNSET if piece.name is None else piece.name, arguments=piece.arguments),
         )
-        for piece in pieces
+        for piece in merged
     ]
+
+
+def _merged(pieces: Sequence[ToolCallPiece]) -> ToolCallPiece:
+    """Pieces of one call, in order: only the first says which."""
+    return replace(pieces[0], arguments="".join(piece.arguments for piece in pieces))
 
 
 def whole_calls(pieces: Iterable[ToolCallPiece]) -> list[ToolCallMade]:

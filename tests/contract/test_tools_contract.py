@@ -91,6 +91,7 @@ def test_a_stream_says_id_and_name_once_and_arguments_in_pieces(client: OpenAI) 
     for index in range(2):
         choices = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
         pieces = [piece for choice in choices for piece in choice.delta.tool_calls or ()]
+        assert all(len(choice.delta.tool_calls or ()) <= 1 for choice in choices)
         assert [piece.id is not None for piece in pieces] == [True] + [False] * (len(pieces) - 1)
         assert [piece.function.name for piece in pieces] == ["get_weather"] + [None] * (len(pieces) - 1)
         assert pieces[0].type == "function" and {piece.index for piece in pieces} == {0} and len(pieces) > 2

@@ -113,9 +113,16 @@ def test_pieces_of_calls_make_whole_ones_and_say_who_they_are_once() -> None:
         ("call_1", "f", '{"a": 1}'),
         ("call_2", "g", "{}"),
     ]
-    assert msgspec.to_builtins(call_pieces(pieces)[:2]) == [
-        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a"'}},
-        {"index": 0, "function": {"arguments": ": 1}"}},
+
+
+def test_a_delta_has_one_entry_for_each_call() -> None:
+    whole = ToolCallPiece(0, '{"a"', "call_1", "f"), ToolCallPiece(0, ": 1}"), ToolCallPiece(1, "", "call_2", "g")
+    assert msgspec.to_builtins(call_pieces(whole)) == [
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
+        {"index": 1, "id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}},
+    ]
+    assert msgspec.to_builtins(call_pieces([ToolCallPiece(1, "{"), ToolCallPiece(1, "}")])) == [
+        {"index": 1, "function": {"arguments": "{}"}}
     ]
 
 
