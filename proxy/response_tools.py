@@ -31,7 +31,10 @@ def tools_of(written: Sequence[dict[str, Any]] | None) -> list[FunctionTool]:
 
 
 def sessions_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
-    return tuple(Tool(tool.name, tool.description, tool.parameters, bool(tool.strict)) for tool in tools)
+    return tuple(
+        Tool(tool.name, tool.description, tool.parameters, strict=bool(tool.strict), param=f"tools[{index}].parameters")
+        for index, tool in enumerate(tools)
+    )
 
 
 def tool_choice_of(wire: ResponseContext, tools: Sequence[FunctionTool]) -> ToolChoice:

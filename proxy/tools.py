@@ -49,8 +49,11 @@ def tools_of(wire: Tools | None) -> tuple[Tool, ...]:
         function = tool.function
         if function.name in tools:
             raise invalid(f"tools[{index}].function.name", f"another tool is called '{function.name}' too")
-        check_parameters(function.parameters, f"tools[{index}].function.parameters")
-        tools[function.name] = Tool(function.name, function.description, function.parameters, bool(function.strict))
+        where = f"tools[{index}].function.parameters"
+        check_parameters(function.parameters, where)
+        tools[function.name] = Tool(
+            function.name, function.description, function.parameters, strict=bool(function.strict), param=where
+        )
     return tuple(tools.values())
 
 

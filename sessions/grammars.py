@@ -75,8 +75,9 @@ class Grammars:
         """Off the event loop if it is not known. Raises InvalidRequest, with `grammar.param`."""
         prototype = self._known(grammar)
         if prototype is None:
-            if len(grammar.source) > MAX_SOURCE_CHARACTERS:
-                raise _refused(grammar, f"it is longer than {MAX_SOURCE_CHARACTERS} characters")
+            for part in (*grammar.parts, grammar):
+                if len(part.source) > MAX_SOURCE_CHARACTERS:
+                    raise _refused(part, f"it is longer than {MAX_SOURCE_CHARACTERS} characters")
             prototype = await asyncio.get_running_loop().run_in_executor(self._worker, self._compile, grammar)
         return CompiledGrammar(grammar, prototype, self._eos_token_ids)
 
@@ -109,6 +110,8 @@ class Grammars:
         begun.consume_tokens(begun.compute_ff_tokens())
         begun.compute_bitmask()  # what is too large to be followed mostly fails here
         if begun.is_error():
+            for part in grammar.parts:
+                self._compiled(part)  # raises if it is to blame
             raise _refused(grammar, _reason(begun.get_error()))
         return prototype
 
@@ -182,9 +185,9 @@ class GrammarConstraint:
         return next(ends, len(token_ids))
 
 
-def embedded_json(schema: dict[str, Any]) -> str:
-    """`schema` as a Lark grammar embeds it (`%json {...}`), with this server's white space."""
-    return "%json " + json.dumps({**schema, "x-guidance": FIXED_WHITESPACE}, ensure_ascii=False)
+def embedded_json(schema: Grammar) -> str:
+    """A schema as a Lark grammar embeds it (`%json {...}`)."""
+    return "%json " + json.dumps({**_exact(schema), "x-guidance": _options(schema)}, ensure_ascii=False)
 
 
 def _ll_tokenizer(tokenizer: Tokenizer) -> LLTokenizer | None:
@@ -201,12 +204,21 @@ def _source(grammar: Grammar) -> str:
     """What llguidance reads. Raises InvalidRequest."""
     if grammar.kind == "lark":
         return LLMatcher.grammar_from_lark(grammar.source)
-    schema = json.loads(grammar.source)
-    schema.pop("x-guidance", None)  # llguidance's own switches are this server's to set
     try:
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=FIXED_WHITESPACE)
+        return LLMatcher.grammar_from_json_schema(json.dumps(_exact(grammar)), overrides=_options(grammar))
     except ValueError as error:
         raise _refused(grammar, _reason(str(error))) from None
+
+
+def _exact(grammar: Grammar) -> dict[str, Any]:
+    """A schema without llguidance's own switches, which are this server's to set."""
+    schema: dict[str, Any] = json.loads(grammar.source)
+    schema.pop("x-guidance", None)
+    return schema
+
+
+def _options(grammar: Grammar) -> "JsonCompileOptions":
+    return {**FIXED_WHITESPACE, "lenient": grammar.is_lenient}
 
 
 def _refused(grammar: Grammar, reason: str) -> InvalidRequest:

@@ -61,12 +61,16 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call; `parameters` is its JSON Schema. strict: arguments must match it."""
+    """A function the model may call; `parameters` is its JSON Schema. strict: arguments must match it.
+
+    param: the request's parameter that the schema comes from, for refusals.
+    """
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool = False
+    param: str = field(default="tools", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +94,15 @@ class ToolChoice:
 class Grammar:
     """What a reply must match. source: a JSON Schema, an object, as JSON; or llguidance's dialect of Lark.
 
-    param: the request's parameter that it comes from, for refusals.
+    param: the request's parameter that it comes from, for refusals. parts: schemas that it embeds, which may be to
+    blame. is_lenient: of a schema, keywords that cannot be enforced are passed over.
     """
 
     kind: Literal["json_schema", "lark"]
     source: str
     param: str = field(default="response_format", compare=False)
+    parts: tuple["Grammar", ...] = field(default=(), compare=False)
+    is_lenient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

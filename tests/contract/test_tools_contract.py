@@ -142,9 +142,38 @@ def test_null_empty_and_absent_content_are_the_same(client: OpenAI) -> None:
     assert len(counts) == 1
 
 
-def test_a_schema_that_cannot_be_enforced_is_a_400(client: OpenAI) -> None:
-    parameters = {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}
-    bad = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+UNIQUE = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+BAD_FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {"type": "string"}}}}
+
+
+def function(name: str, schema: Any, *, strict: bool) -> Any:
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "parameters": parameters, "strict": strict}}
+
+
+@pytest.mark.parametrize(
+    ("tools", "more", "param", "keyword"),
+    [
+        ([function("f", {"type": "string", "pattern": "("}, strict=False)], {"tool_choice": "required"}, 0, "pattern"),
+        ([NOW, function("f", UNIQUE, strict=True)], {"tool_choice": "required"}, 1, "uniqueItems"),
+        ([NOW, function("f", UNIQUE, strict=True)], {}, 1, "uniqueItems"),
+        ([NOW, function("f", UNIQUE, strict=True)], {"response_format": {"type": "json_object"}}, 1, "uniqueItems"),
+        ([WEATHER, NOW], {"response_format": BAD_FORMAT}, None, "not"),
+    ],
+)
+def test_a_schema_that_cannot_be_enforced_is_a_400(
+    client: OpenAI, tools: list[Any], more: Any, param: int | None, keyword: str
+) -> None:
+    """Which names the schema and its keyword."""
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, tools=[bad], tool_choice="required")
-    assert (caught.value.param, caught.value.code) == ("tools", "invalid_value")
+        ask(client, tools=tools, **more)
+    blamed = "response_format.json_schema.schema" if param is None else f"tools[{param}].function.parameters"
+    assert (caught.value.param, caught.value.code) == (blamed, "invalid_value")
+    assert keyword in caught.value.message
+
+
+def test_what_cannot_be_enforced_is_passed_over_where_nobody_asked_for_strict(client: OpenAI) -> None:
+    lenient = function("f", {**UNIQUE, "maxItems": 4}, strict=False)
+    [(_, arguments)] = calls(ask(client, tools=[lenient], tool_choice=named("f")))
+    assert len(arguments["a"]) <= 4 and all(isinstance(number, int) for number in arguments["a"])
+    assert ask(client, tools=[lenient], max_tokens=1).choices

@@ -133,7 +133,9 @@ async def test_a_control_token_that_is_not_special_is_no_text_either(chatml_fold
     inside = (await grammars.compile(of_schema({"type": "string"}))).constraint()
     inside.accept(*tokenizer.encode_text('"', scope=""))
     assert not legal(inside) & tokenizer.control_ids
-    named = (await grammars.compile(Grammar("lark", f"start: <[{call}]> {embedded_json(closed())}"))).constraint()
+    named = (
+        await grammars.compile(Grammar("lark", f"start: <[{call}]> {embedded_json(of_schema(closed()))}"))
+    ).constraint()
     assert legal(named) == {call}
     grammars.close()
 
