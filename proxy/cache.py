@@ -17,6 +17,7 @@ from proxy.cache_schemas import (
     CacheEntries,
     CacheEntry,
     CacheExplanation,
+    CacheLayout,
     CachePinned,
     CacheStats,
     CacheWarmed,
@@ -118,6 +119,10 @@ class CacheController(Controller):
     async def stats(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheStats:
         totals = await service.cache.totals(request_scope(request.scope).caller)
         return CacheStats.of(totals, service.bytes_per_token)
+
+    @get("/layout", summary="What KV of the model looks like, and how much of it the pool takes")
+    async def layout(self, service: NamedDependency[ChatService]) -> CacheLayout:
+        return CacheLayout.of(service.kv_layout())
 
     @get(summary="What this tenant has, path by path")
     async def entries(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheEntries:

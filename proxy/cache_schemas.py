@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from sessions.cache_control import Totals
 from sessions.engine.holdings import Holding
-from sessions.reports import Divergence, Explanation, MissClass
+from sessions.reports import Divergence, Explanation, KVLayout, MissClass
 from sessions.tiers import DiskHolding
 
 
@@ -205,6 +205,62 @@ class CacheEntries(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     tokens: int
     bytes: int
+
+
+class CacheLayer(Struct, frozen=True, kw_only=True):
+    """What one layer keeps of a token.
+
+    heads: that read it. kv_heads: that have a K and a V of their own; fewer where heads are grouped. head_dim: numbers
+    of one K. value_head_dim: of one V. sliding_window: tokens the layer sees; null is all.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_head_dim: int
+    sliding_window: int | None
+
+
+class CacheLayout(Struct, frozen=True, kw_only=True):
+    """How KV is laid out here, and how much the pool takes.
+
+    object: always the same. layers: of the model, in order. dtype: of the numbers. bytes_per_token: K and V of all
+    layers. block_size: tokens of a block. bytes_per_block: K and V of all layers. pool_tokens, pool_bytes: room of the
+    pool, over all tenants. max_model_len: tokens of one prompt with its reply.
+    """
+
+    object: Literal["cache.layout"] = "cache.layout"
+    layers: list[CacheLayer]
+    dtype: str
+    bytes_per_token: int
+    block_size: int
+    bytes_per_block: int
+    pool_tokens: int
+    pool_bytes: int
+    max_model_len: int
+
+    @classmethod
+    def of(cls, layout: KVLayout) -> "CacheLayout":
+        block_bytes = layout.block_size * layout.bytes_per_token
+        return cls(
+            layers=[
+                CacheLayer(
+                    heads=layer.num_heads,
+                    kv_heads=layer.num_kv_heads,
+                    head_dim=layer.head_dim,
+                    value_head_dim=layer.value_head_dim,
+                    sliding_window=layer.sliding_window,
+                )
+                for layer in layout.layers
+            ],
+            dtype=layout.dtype,
+            bytes_per_token=layout.bytes_per_token,
+            block_size=layout.block_size,
+            bytes_per_block=block_bytes,
+            pool_tokens=layout.num_blocks * layout.block_size,
+            pool_bytes=layout.num_blocks * block_bytes,
+            max_model_len=layout.max_model_len,
+        )
 
 
 class CacheStats(Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from typing import Literal
 from sessions.engine.config import EngineConfig
 from sessions.hashing import RootFields
 from sessions.index import IndexSettings
+from sessions.reports import LayerKV
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
 from sessions.types import SharedPrompt
@@ -45,6 +46,8 @@ class ServiceParts:
     budgets: Mapping[str, int] = field(default_factory=dict)
     """Blocks that a tenant's cache may keep."""
     bytes_per_token: int = 0
+    kv_layers: tuple[LayerKV, ...] = ()
+    kv_dtype: str = ""
     shared_prompts: tuple[SharedPrompt, ...] = ()
     disk: DiskOptions | None = None
     max_stored_bytes: int = 2 << 20

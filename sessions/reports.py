@@ -208,6 +208,32 @@ class Readiness:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerKV:
+    """What a layer keeps of a token: a K of `head_dim` and a V of `value_head_dim` numbers for each of `num_kv_heads`.
+
+    num_heads: that read them; more than those where heads are grouped. sliding_window: tokens it sees; None is all.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    value_head_dim: int
+    sliding_window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """What KV looks like here. dtype: of its numbers. bytes_per_token: K and V of all layers."""
+
+    layers: tuple[LayerKV, ...]
+    dtype: str
+    bytes_per_token: int
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """A snapshot of gauges and monotonic counters for `/metrics`. Token counts; seconds since the epoch nowhere."""
 

@@ -34,7 +34,7 @@ from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.render import opens_thoughts
 from sessions.replies import Replies, Said
-from sessions.reports import Comparison, Explanation, PromptReport, Readiness, Stats, Usage
+from sessions.reports import Comparison, Explanation, KVLayout, PromptReport, Readiness, Stats, Usage
 from sessions.response_store import ResponseStore
 from sessions.sightings import Sightings
 from sessions.submission import EnginePrompt, choices_of, parser_of
@@ -130,6 +130,17 @@ class ChatService:
                 return False
 
         return await truncated(request, fits, step=self.max_model_len)
+
+    def kv_layout(self) -> KVLayout:
+        config, parts = self._parts.engine_config, self._parts
+        return KVLayout(
+            parts.kv_layers,
+            parts.kv_dtype,
+            self.bytes_per_token,
+            config.block_size,
+            config.num_blocks,
+            self.max_model_len,
+        )
 
     def root_of(self, tenant_id: str, salt: str | None) -> BlockHash:
         """What all that a tenant computes with this salt, or without one, hangs from. Any thread."""

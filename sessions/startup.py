@@ -20,6 +20,7 @@ from sessions.index import IndexSettings
 from sessions.model_folder import ModelFolder, config_digest, resolve_model
 from sessions.parts import IndexOptions, ServiceParts
 from sessions.pool_size import parse_budgets, parse_disk_size, parse_pool_size
+from sessions.reports import LayerKV
 from sessions.service import ChatService
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
@@ -135,6 +136,11 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
             for tenant, num_bytes in parse_budgets(options.cache_budgets).items()
         },
         bytes_per_token=cache.block_bytes // cache.block_size,
+        kv_layers=tuple(
+            LayerKV(kv.num_heads, kv.num_kv_heads, kv.head_dim, kv.value_head_dim, kv.sliding_window)
+            for kv in cache.layers
+        ),
+        kv_dtype=str(cache.dtype).removeprefix("torch."),
         disk=_disk_options(options, cache),
         shared_prompts=options.shared_prompts,
         max_stored_bytes=options.max_stored_bytes,

@@ -40,8 +40,11 @@ class Tenant:
     def entries(self) -> Any:
         return self._client.get("/cache", cast_to=dict[str, Any])
 
+    def get(self, path: str) -> Any:
+        return self._client.get(path, cast_to=dict[str, Any])
+
     def stats(self) -> Any:
-        return self._client.get("/cache/stats", cast_to=dict[str, Any])
+        return self.get("/cache/stats")
 
     def drop(self, entry_id: str = "") -> int:
         path = f"/cache/{entry_id}" if entry_id else "/cache"
@@ -110,6 +113,18 @@ def test_entries_say_what_is_held() -> None:
         assert entries["tokens"] == one["tokens"] + two["tokens"] - one["shared_tokens"]
         assert 1700 < two["ttl_s"] <= 1800
         assert all(entry["tier"] == "pool" and len(entry["id"]) == 32 for entry in entries["data"])
+
+
+def test_layout_says_what_a_token_takes_and_what_the_pool_has() -> None:
+    with tenants({"num_blocks": 64, "block_size": 4}) as (alice, _, server):
+        layout = alice.get("/cache/layout")
+        assert (layout["block_size"], layout["pool_tokens"], layout["max_model_len"]) == (4, 256, 256)
+        assert layout["bytes_per_block"] == 4 * layout["bytes_per_token"]
+        assert layout["pool_bytes"] == 256 * layout["bytes_per_token"]
+        assert layout["layers"] == [], "the fake model has none"
+        with server.client(api_key="sk-nobody") as stranger, pytest.raises(APIStatusError) as refused:
+            stranger.get("/cache/layout", cast_to=dict[str, Any])
+        assert refused.value.status_code == 401
 
 
 def test_stats_are_a_tenant_s_own() -> None:
