@@ -23,13 +23,14 @@ from sessions.types import ChatRequest, Tenant
 class Context:
     """items: all that was said before. path: the responses that said it.
 
-    conversation, num_items: or the conversation where it stands, and how much of that.
+    conversation, num_items, num_bytes: or the conversation where it stands, and how much of that.
     """
 
     items: list[Item] = field(default_factory=list)
     path: tuple[str, ...] = ()
     conversation: str = ""
     num_items: int = 0
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class ContextLoader:
         if wire.conversation_id is not None:
             conversation = await self.store.conversation(self.tenant, wire.conversation_id, "conversation")
             items = [ITEM_DECODER.decode(item) for item in conversation.items]
-            return Context(items, (), conversation.id, len(items))
+            return Context(items, (), conversation.id, len(items), sum(map(len, conversation.items)))
         return Context()
 
     async def resolved(self, inputs: Sequence[Item | ItemReference], context: Context) -> list[Item]:

@@ -5,12 +5,12 @@
 Whatever can be refused is refused here, naming the parameter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from msgspec import UNSET, UnsetType
 
-from proxy.body import check_count
 from proxy.cache_schemas import CacheMiss
 from proxy.refusals import invalid
 from proxy.response_context import Context, ContextLoader
@@ -32,8 +32,9 @@ from proxy.schemas import ENCODER
 from proxy.settings import Settings
 from sessions.errors import InvalidRequest, ModelNotFound, NotStored, StoreUnavailable
 from sessions.reports import PromptReport
-from sessions.response_store import new_id
+from sessions.response_store import conversation_too_large, new_id
 from sessions.service import ChatService
+from sessions.truncation import at_most
 from sessions.types import ChatRequest, Message, Tenant
 
 
@@ -96,14 +97,14 @@ class Planner:
         refuse_unsupported(wire)
         response_id = new_id("resp_")
         ids = ItemIds(response_id)
-        context, inputs, messages = await self._read(wire, ids)
+        context, inputs, messages, num_dropped = await self._read(wire, ids)
         asked = chat_request(wire, messages, self._tenant)
         wants_storing = wire.store is not False and self._service.responses.is_on
         if wants_storing or context.conversation:
-            self._check_size(inputs)
-        num_dropped = 0
+            self._check_size(inputs, context)
         if wire.truncation == "auto":
-            asked, num_dropped = await self._service.truncated(asked, self._room(wire))
+            asked, num_more = await self._service.truncated(asked, self._room(wire))
+            num_dropped += num_more
         options = wire.prompt_cache_options
         asked, compared = await self._compared(asked, options.comparison_response_id if options else None)
         return Plan(
@@ -123,30 +124,46 @@ class Planner:
         if wire.model not in (None, self._service.model_id):
             raise ModelNotFound(str(wire.model))
         check_context(wire)
-        _, _, messages = await self._read(wire, ItemIds(new_id("resp_")))
+        _, _, messages, _ = await self._read(wire, ItemIds(new_id("resp_")))
         return await self._service.count(context_request(wire, messages, self._tenant))
 
-    async def _read(self, wire: ResponseContext, ids: ItemIds) -> tuple[Context, list[Item], tuple[Message, ...]]:
-        """What came before, the request's own items, and both as messages."""
+    async def _read(self, wire: ResponseContext, ids: ItemIds) -> tuple[Context, list[Item], tuple[Message, ...], int]:
+        """What came before, the request's own items, both as messages, and how many of those are too many for a prompt.
+
+        Those are left out if the client allows it.
+        """
         written = read_input(wire.input, ids, "input")
         context = await self._loader.context(wire)
         inputs = await self._loader.resolved(written, context)
         items = [*context.items, *inputs]
-        check_count(len(items), self._settings.max_messages, "input")
         check_call_ids(items, "input")
-        messages = with_instructions(wire.instructions, messages_of(items))
+        messages: Sequence[Message] = with_instructions(wire.instructions, messages_of(items))
         if not messages:
             raise invalid("input", "there is nothing to answer")
-        return context, inputs, messages
-
-    def _check_size(self, inputs: list[Item]) -> None:
-        if len(ENCODER.encode(inputs)) > self._service.responses.max_bytes:
+        most, num_dropped = self._settings.max_messages, 0
+        if wire.truncation == "auto":
+            messages, num_dropped = at_most(messages, most)
+        if len(messages) > most:
             raise InvalidRequest(
-                f"The input is larger than the {self._service.responses.max_bytes} bytes that this server stores of a "
-                "response; send 'store': false.",
+                f"With what came before there are {len(messages)} messages, and a prompt has {most} at most here. Send "
+                "'truncation': 'auto' to leave out the oldest, or begin anew with what still matters.",
+                param="input",
+                code="context_length_exceeded",
+            )
+        return context, inputs, tuple(messages), num_dropped
+
+    def _check_size(self, inputs: list[Item], context: Context) -> None:
+        """Before anything is computed, with an eighth for the reply where that is added too."""
+        num_bytes, most = len(ENCODER.encode(inputs)), self._service.responses.max_bytes
+        if num_bytes > most:
+            raise InvalidRequest(
+                f"The input is larger than the {most} bytes that this server stores of a response; "
+                "send 'store': false.",
                 param="input",
                 code="input_too_large_to_store",
             )
+        if context.conversation and context.num_bytes + num_bytes > most - most // 8:
+            raise conversation_too_large(most, "conversation")
 
     def _room(self, wire: ResponseRequest) -> int:
         """Tokens that truncation leaves for the reply."""

@@ -100,7 +100,11 @@ class ResponseStore:
                 responses.append(response)
                 num_bytes += len(document.content)
             if num_bytes > max(MAX_FETCHED_BYTES, self.max_bytes):
-                raise InvalidRequest("What came before is too large.", param=param, code="context_length_exceeded")
+                raise InvalidRequest(
+                    "The responses before this one are too large to be read again; begin anew with what still matters.",
+                    param=param,
+                    code="context_length_exceeded",
+                )
         return responses
 
     async def keep(self, tenant: Tenant, response: StoredResponse) -> bool:
@@ -183,11 +187,7 @@ class ResponseStore:
             [_FORMAT, "conversation", conversation.created_at, conversation.metadata, list(conversation.items)]
         )
         if len(content) > self.max_bytes:
-            raise InvalidRequest(
-                f"The conversation would be larger than the {self.max_bytes} bytes that this server stores of one.",
-                param="items",
-                code="conversation_too_large",
-            )
+            raise conversation_too_large(self.max_bytes, "items")
         return content
 
     def _shelf(self, tenant: Tenant) -> str:
@@ -200,6 +200,15 @@ class ResponseStore:
 def new_id(prefix: str) -> str:
     """`resp_` or `conv_` and what nobody can guess."""
     return prefix + secrets.token_hex(ID_BYTES)
+
+
+def conversation_too_large(max_bytes: int, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The conversation would be larger than the {max_bytes} bytes that this server stores of one. "
+        "Delete items of it, or begin a new one with what still matters.",
+        param=param,
+        code="conversation_too_large",
+    )
 
 
 def appended(conversation: StoredConversation, items: Sequence[bytes]) -> StoredConversation:

@@ -34,6 +34,22 @@ async def truncated(request: ChatRequest, fits: Fits, *, step: int) -> tuple[Cha
     return shorter, num_left_out
 
 
+def at_most(messages: Sequence[Message], most: int) -> tuple[Sequence[Message], int]:
+    """The latest of the messages, `most` at most, and how many were left out; all of them where no cut does it.
+
+    Instructions stay, the rest begins with a user's message, and the cut moves in strides of a quarter of `most`.
+    """
+    excess = len(messages) - most
+    if excess <= 0:
+        return messages, 0
+    num_leading, stride = leading(messages), max(1, most // 4)
+    possible = [cut - num_leading for cut in cuts(messages) if cut - num_leading >= excess]
+    if not possible:
+        return messages, 0
+    num_left_out = next((num for num in possible if num >= -(-excess // stride) * stride), possible[0])
+    return (*messages[:num_leading], *messages[num_leading + num_left_out :]), num_left_out
+
+
 def leading(messages: Sequence[Message]) -> int:
     """Messages at the front that are never left out: instructions."""
     return next((at for at, message in enumerate(messages) if message.role not in ("system", "developer")), 0)

@@ -351,6 +351,50 @@ def test_what_is_too_large_to_store_is_refused_before_anything_is_computed(serve
         assert full.value.code == "conversation_too_large"
 
 
+@pytest.mark.parametrize("kind", ["conversation", "previous_response_id"])
+def test_more_messages_than_a_prompt_may_have_are_refused_or_truncated(serve: Serve, kind: str) -> None:
+    """A conversation does not end with them: the client is told how to go on."""
+    server = serve(max_messages=20)
+    with server.client() as client:
+        conversation = client.conversations.create()
+        place: dict[str, Any] = {"conversation": conversation.id} if kind == "conversation" else {}
+        for _ in range(9):
+            response = ask(client, max_output_tokens=1, **place)
+            place = place if kind == "conversation" else {kind: response.id}
+        ask(client, max_output_tokens=1, **place)
+        response = ask(client, max_output_tokens=1, store=True, truncation="auto", **place)
+        place = place if kind == "conversation" else {kind: response.id}
+        before = server.stats().prompt_tokens
+        error = refusal(client, openai.BadRequestError, **place)
+        assert (error.code, error.param) == ("context_length_exceeded", "input")
+        assert "'truncation': 'auto'" in error.message
+        assert server.stats().prompt_tokens == before
+        sizes = []
+        for _ in range(12):
+            response = ask(client, max_output_tokens=1, truncation="auto", **place)
+            place = place if kind == "conversation" else {kind: response.id}
+            assert response.usage is not None
+            sizes.append(response.usage.input_tokens)
+        assert max(sizes) < 2 * min(sizes), "the prompt does not grow"
+        count = client.responses.input_tokens.count(model="fake", input="?", truncation="auto", **place)
+        assert count.input_tokens <= max(sizes)
+
+
+def test_a_conversation_that_is_full_refuses_a_turn_before_anything_is_computed(serve: Serve) -> None:
+    server = serve(max_stored_bytes=4000)
+    with server.client() as client:
+        item: Any = {"role": "user", "content": "x" * 3300}
+        conversation = client.conversations.create(items=[item])
+        before = server.stats().prompt_tokens
+        error = refusal(client, openai.BadRequestError, conversation=conversation.id)
+        assert (error.code, error.param) == ("conversation_too_large", "conversation")
+        assert "begin a new one" in error.message
+        assert server.stats().prompt_tokens == before
+        [kept] = client.conversations.items.list(conversation.id)
+        client.conversations.items.delete(str(kept.id), conversation_id=conversation.id)
+        assert ask(client, conversation=conversation.id).output_text
+
+
 def test_a_server_that_stores_nothing_answers_all_the_same(serve: Serve) -> None:
     server = serve(response_ttl_s=0)
     with server.client() as client:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.truncation import cuts, leading, strides, truncated
+from sessions.truncation import at_most, cuts, leading, strides, truncated
 from sessions.types import ChatRequest, Message
 
 TURN = (Message("user", "a question"), Message("assistant", "an answer."))  # 20 characters
@@ -50,6 +50,25 @@ async def test_instructions_stay() -> None:
 async def test_where_no_stride_fits_the_last_question_is_tried_alone() -> None:
     shorter, num_dropped = await cut_to(talk(3), 15, step=1000)
     assert shorter.messages == (Message("user", "the last q"),) and num_dropped == 6
+
+
+def test_so_many_messages_at_most_stay_and_the_cut_moves_in_strides() -> None:
+    """Of eight messages, so in strides of two; every turn adds two."""
+    system = Message("system", "s")
+    for first in ((), (system,)):
+        for num_turns in range(9):
+            request = talk(num_turns, *first)
+            kept, num_left_out = at_most(request.messages, 8)
+            assert len(kept) == len(request.messages) - num_left_out <= 8
+            assert num_left_out % 2 == 0 and kept[: len(first)] == first
+            assert num_left_out == 0 or kept[len(first)].role == "user"
+    long = [at_most(talk(num_turns).messages, 40)[1] for num_turns in range(20, 40)]
+    assert set(long) == {10, 20, 30, 40}
+
+
+def test_where_no_question_is_late_enough_all_messages_stay() -> None:
+    messages = (Message("user", "q"), *[Message("assistant", "a")] * 9)
+    assert at_most(messages, 8) == (messages, 0)
 
 
 async def test_where_nothing_fits_the_shortest_is_given() -> None:
