@@ -2,7 +2,7 @@
 
 /v1            RequestLog ▸ guard: API key ▸ [guard: admission] what generates, or what is stored; ModelController
 /tokenize /detokenize   the same, without `/v1`, where other servers have them
-/health /ready /metrics /schema      open
+/health /ready /metrics /schema /ui  open
 """
 
 import functools
@@ -21,6 +21,8 @@ from proxy.conversations import ConversationController
 from proxy.docs_page import DocsController
 from proxy.errors import EXCEPTION_HANDLERS
 from proxy.limits import InFlight, admit
+from proxy.live import Live, LiveController
+from proxy.live_window import RecentPace
 from proxy.logs import RequestLog, attach_request_id
 from proxy.metrics import Metrics
 from proxy.openapi import openapi_document
@@ -31,6 +33,7 @@ from proxy.schemas import ENCODER
 from proxy.settings import Settings
 from proxy.system import ModelController, SystemController
 from proxy.tokenizing import RenderController, TokenizerController
+from proxy.ui_page import UiController
 from sessions.service import ChatService
 
 
@@ -38,7 +41,7 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
     """A service not given must be in `app.state.service` before the first request; who opens one closes it.
 
     What requests share is in `app.state`, nothing in guards or middleware: Litestar copies those for every
-    route. settings, key_ring, in_flight, metrics, service (once open), open_replies (a drain ends them at its
+    route. settings, key_ring, in_flight, metrics, live, service (once open), open_replies (a drain ends them at its
     time limit), openapi (makes the encoded document, once).
     """
 
@@ -48,13 +51,21 @@ def create_app(settings: Settings, service: ChatService | None = None) -> Litest
     state.key_ring = KeyRing(settings.key_pairs())
     state.in_flight = InFlight(settings.max_inflight, settings.max_inflight_per_tenant)
     state.metrics = Metrics(lambda: state.service.stats())  # noqa: PLW0108  (late: the service may not be open)
+    state.live = Live(RecentPace(state.metrics))
     app = Litestar(
-        route_handlers=[_api_router(), _root_router(), SystemController, DocsController],
+        route_handlers=[
+            _api_router(),
+            _root_router(),
+            SystemController,
+            DocsController,
+            *([UiController] if settings.ui else []),
+        ],
         state=state,
         dependencies={
             "settings": Provide(_provide_settings),
             "service": Provide(_provide_service),
             "metrics": Provide(_provide_metrics),
+            "live": Provide(_provide_live),
             "replier": Provide(_provide_replier),
         },
         exception_handlers=EXCEPTION_HANDLERS,
@@ -84,7 +95,7 @@ def _api_router() -> Router:
     )
     return Router(
         "/v1",
-        route_handlers=[chat, ModelController],
+        route_handlers=[chat, ModelController, LiveController],
         guards=[require_api_key],
         middleware=[DefineMiddleware(RequestLog)],
     )
@@ -113,6 +124,11 @@ async def _provide_service(state: State) -> ChatService:
 async def _provide_metrics(state: State) -> Metrics:
     metrics: Metrics = state.metrics
     return metrics
+
+
+async def _provide_live(state: State) -> Live:
+    live: Live = state.live
+    return live
 
 
 async def _provide_replier(state: State) -> Replier:

@@ -106,9 +106,11 @@ class Server(uvicorn.Server):
     def _announce(self, service: ChatService, sockets: list[socket.socket]) -> None:
         for listening in sockets:
             host, port = listening.getsockname()[:2]
+            origin = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             _logger.info(
                 "serving",
-                address=f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1",
+                address=f"{origin}/v1",
+                **({"page": f"{origin}/ui"} if self._settings.ui else {}),
                 model=service.model_id,
                 max_model_len=service.max_model_len,
                 index=service.readiness().index,

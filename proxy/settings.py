@@ -202,6 +202,7 @@ class Settings(BaseSettings):
         description="Files whose beginning of a prompt all tenants share in the cache, comma-separated: a system "
         "prompt's text, or (`.json`) messages and tools as in a request.",
     )
+    ui: bool = Field(True, description="Serve the page at `/ui`; what it shows is behind the API key either way.")
     cors_origins: str = Field("", description="Origins that browsers may call from, comma-separated; empty means none.")
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder of converted models and of the server secret."

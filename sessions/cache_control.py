@@ -7,12 +7,13 @@ import asyncio
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.holdings import Holding
 from sessions.engine.loop import Engine
 from sessions.engine.pins import PinLimitExceeded
+from sessions.engine.runs import Runs
 from sessions.errors import InvalidRequest
 from sessions.hashing import HashChain
 from sessions.prompting import Prompter
@@ -22,6 +23,9 @@ from sessions.tiers import DiskHolding, DiskTier
 from sessions.types import BlockHash, ChatRequest, Tenant
 
 T = TypeVar("T")
+
+MAX_BLOCKS_PER_LOOK: Final = 4096
+"""Blocks that one picture of a tenant's tree looks at: a millisecond or two between two steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,15 @@ class CacheControl:
             return []
         found = await asyncio.to_thread(self._disk.holdings, self._unsalted(tenant))
         return [holding for holding in found if self._pool.find(holding.leaf_hash) is None]
+
+    async def runs(self, tenant: Tenant, max_runs: int) -> Runs:
+        """What this tenant has in the pool as at most so many runs of blocks, the last used first."""
+
+        def look() -> Runs:
+            roots = self._pool.roots_of(tenant.id)
+            return self._pool.runs(roots, time.monotonic(), max_runs=max_runs, max_blocks=MAX_BLOCKS_PER_LOOK)
+
+        return await self._between_steps(look)
 
     async def totals(self, tenant: Tenant) -> Totals:
         """What a tenant has, each block counted once."""

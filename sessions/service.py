@@ -58,6 +58,7 @@ class ChatService:
         self.model_id = parts.model_id
         self.created = int(_wall_clock_s())
         self.max_model_len = min(parts.engine_config.max_model_len, parts.engine_config.pool_tokens)
+        self.pool_tokens = parts.engine_config.pool_tokens
         self.bytes_per_token = parts.bytes_per_token
         self.vocab_size = parts.tokenizer.vocab_size
         self.grammars = Grammars(parts.tokenizer)

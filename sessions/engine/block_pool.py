@@ -26,6 +26,7 @@ from sessions.engine.idle_blocks import IdleBlocks
 from sessions.engine.losses import Loss, Losses, LossReason
 from sessions.engine.pins import Pins
 from sessions.engine.retention import CONTINUED, ONE_SHOT, raise_level, raise_reused
+from sessions.engine.runs import Runs, list_runs
 from sessions.hashing import HashChain
 from sessions.types import BlockHash, BlockId
 
@@ -111,6 +112,11 @@ class BlockPool:
         """Every path stored under these roots. O(blocks under them)."""
         return [holding for root in roots for holding in list_holdings(root, self._tree.roots.get(root) or (), now)]
 
+    def runs(self, roots: Iterable[BlockHash], now: float, *, max_runs: int, max_blocks: int) -> Runs:
+        """What is stored under these roots as at most so many runs, the last used first. O(max_blocks)."""
+        tops = (self._tree.roots.get(root) or () for root in roots)
+        return list_runs(tops, now, max_runs=max_runs, max_blocks=max_blocks)
+
     def num_tokens(self, roots: Iterable[BlockHash]) -> int:
         """Tokens stored under these roots. O(blocks under them)."""
         tops = (block for root in roots for block in self._tree.roots.get(root) or ())
@@ -126,12 +132,8 @@ class BlockPool:
         return any(block.parent is not None for block in self._tree.roots.get(root) or ())
 
     def roots_of(self, owner: str) -> list[BlockHash]:
-        """Roots under which this owner has something. O(roots)."""
-        return [
-            root
-            for root, first_blocks in self._tree.roots.items()
-            if any(block.owner == owner for block in first_blocks)
-        ]
+        """Roots under which this owner has something. O(roots): what is under one root has one owner."""
+        return [root for root, first_blocks in self._tree.roots.items() if next(iter(first_blocks)).owner == owner]
 
     # -- holding --
 
