@@ -8,17 +8,12 @@ looks like a call and is none (no JSON, no known name) stays text; so does every
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
+from sessions.call_scanner import CallScanner, ObjectScanner
 from sessions.dialect import THINK_CLOSE, THINK_OPEN, TOOL_CALL_END, Dialect
 from sessions.reports import ToolCallPiece
-
-_HEAD: Final = re.compile(
-    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)', re.DOTALL
-)
 
 
 @dataclass(slots=True)
@@ -73,8 +68,9 @@ class ReplyParser:
         self._max_calls = max_calls
         self._new_id = new_id
         self._buffer = ""
-        self._begun = ""  # of what may be a call, what was taken off the buffer: text after all, if it is none
-        self._object = _ObjectScanner()
+        self._begun: list[str] = []  # what was taken off the buffer and may be a call; else it was text after all
+        self._scanner = CallScanner((), is_bare=False)
+        self._object = ObjectScanner()
         self._out = [ReplyPiece()]
         self._skips_space = False
         self._is_final = False
@@ -160,9 +156,11 @@ class ReplyParser:
         if start >= 0:
             text = self._buffer[:start].rstrip()
             self._say(text)
-            self._begun = self._buffer[len(text) : start + len(marker)]
+            begun = self._buffer[len(text) : start + len(marker)]
             self._buffer = self._buffer[start + len(marker) :]
-            self._state = self._array if self._dialect.call_format == "mistral" else self._head
+            if self._dialect.call_format != "mistral":
+                return self._enter_call(begun)
+            self._begun, self._state = [begun], self._array
             return True
         self._say(self._take(len(self._buffer) - (0 if self._is_final else _held(self._buffer, marker))))
         return False
@@ -177,15 +175,12 @@ class ReplyParser:
         rest = self._buffer.lstrip()
         marker = self._dialect.call_start
         if rest.startswith(marker):
-            cut = len(self._buffer) - len(rest) + len(marker)
-            self._begun, self._buffer = self._buffer[:cut], self._buffer[cut:]
-            self._state = self._head
-        elif rest.startswith("{"):
-            self._begun, self._state = "", self._head
-        elif marker.startswith(rest) and not self._is_final:
+            return self._enter_call(self._take(len(self._buffer) - len(rest) + len(marker)))
+        if rest.startswith("{"):
+            return self._enter_call(self._take(len(self._buffer) - len(rest)))
+        if marker.startswith(rest) and not self._is_final:
             return False
-        else:
-            self._state = self._plain
+        self._state = self._plain
         return True
 
     def _array(self) -> bool:
@@ -195,50 +190,48 @@ class ReplyParser:
             return False
         if not rest.startswith("["):
             return self._no_call()
-        cut = len(self._buffer) - len(rest) + 1
-        self._begun += self._buffer[:cut]
-        self._buffer = self._buffer[cut:]
+        return self._enter_call(self._begun[0] + self._take(len(self._buffer) - len(rest) + 1))
+
+    def _enter_call(self, begun: str) -> bool:
+        """begun: what was taken off the buffer since text ended."""
+        self._begun = [begun]
+        self._scanner = CallScanner(self._names, is_bare=self._dialect.call_format == "llama3")
         self._state = self._head
         return True
 
     def _head(self) -> bool:
         """Up to where the arguments begin; a call whose members stand in another order is taken whole."""
-        match = _HEAD.match(self._buffer)
-        if match is not None:
-            name = _json(match[1])
-            if name not in self._names:
-                return self._no_call()
-            self._call(ToolCallPiece(self.num_calls, "", self._new_id(), str(name)))
-            self._buffer = self._buffer[match.end() :]
-            self._object = _ObjectScanner()
-            self._state = self._arguments
-            return True
-        rest = self._buffer.lstrip()
-        if rest and not rest.startswith("{"):
+        found = self._scanner.read(self._buffer)
+        if found is None:
+            self._begun.append(self._take(len(self._buffer)))
+            return self._no_call() if self._is_final else False
+        verdict, at = found
+        self._begun.append(self._take(at))
+        if verdict == "text":
             return self._no_call()
-        end = _ObjectScanner().end(rest) if rest.rstrip().endswith("}") or self._is_final else None
-        if end is not None:
-            return self._whole(rest[:end], rest[end:])
-        return self._no_call() if self._is_final else False
+        if verdict == "whole":
+            return self._whole("".join(self._begun[1:]))
+        self._call(ToolCallPiece(self.num_calls, "", self._new_id(), self._scanner.name))
+        self._object = ObjectScanner()
+        self._state = self._arguments
+        return True
 
-    def _whole(self, written: str, rest: str) -> bool:
+    def _whole(self, written: str) -> bool:
         call = _json(written)
-        name = call.get("name") if isinstance(call, dict) else None
         arguments = call.get("arguments", call.get("parameters", {})) if isinstance(call, dict) else None
         if isinstance(arguments, str):
             arguments = _json(arguments)
-        if name not in self._names or not isinstance(arguments, dict):
+        if not isinstance(arguments, dict) or self._scanner.name is None:
             return self._no_call()
         text = json.dumps(arguments, ensure_ascii=False)
-        self._call(ToolCallPiece(self.num_calls, text, self._new_id(), name))
+        self._call(ToolCallPiece(self.num_calls, text, self._new_id(), self._scanner.name))
         self.num_calls += 1
-        self._buffer, self._state = rest, self._after_call
+        self._state = self._after_call
         return True
 
     def _no_call(self) -> bool:
         """It was text, the marker too; more of the same may follow."""
-        self._say(self._begun)
-        self._begun = ""
+        self._say("".join(self._begun))
         self._state = self._plain if self._dialect.call_format == "llama3" else self._content
         return True
 
@@ -250,7 +243,7 @@ class ReplyParser:
         if end is None:
             return False
         self.num_calls += 1
-        self._object = _ObjectScanner(depth=1)
+        self._object = ObjectScanner(depth=1)
         self._state = self._rest_of_call
         return True
 
@@ -270,14 +263,15 @@ class ReplyParser:
         end = {"hermes": TOOL_CALL_END, "mistral": "]", "llama3": ""}[form]
         if not self._is_final and (not rest or (rest != end and end.startswith(rest))):
             return False
-        self._begun = ""
         if form == "hermes":
             self._buffer = rest.removeprefix(end)
             self._enter_content(skips_space=True)
         elif rest[:1] == {"mistral": ",", "llama3": ";"}[form]:
-            self._buffer, self._state = rest[1:], self._head
+            self._buffer = rest[1:]
+            self._enter_call("")
         elif form == "llama3" and rest.startswith("{"):
-            self._buffer, self._state = rest, self._head
+            self._buffer = rest
+            self._enter_call("")
         else:
             self._buffer = rest.removeprefix(end)
             self._skips_space, self._state = True, self._plain
@@ -307,33 +301,6 @@ def read(dialect: Dialect, text: str, *, names: Iterable[str] = (), is_thinking:
     """All of a reply at once."""
     parser = ReplyParser(dialect, names=names, is_thinking=is_thinking)
     return Reading.of([*parser.decode(text), *parser.flush()])
-
-
-class _ObjectScanner:
-    """Finds the end of a JSON object by its braces, across pieces. Constant work per character."""
-
-    def __init__(self, depth: int = 0) -> None:
-        self._depth = depth
-        self._is_in_string = False
-        self._is_escaped = False
-
-    def end(self, text: str) -> int | None:
-        """Where in `text` the object is over; None if it goes on."""
-        for at, character in enumerate(text):
-            if self._is_escaped:
-                self._is_escaped = False
-            elif self._is_in_string:
-                self._is_escaped = character == "\\"
-                self._is_in_string = character != '"'
-            elif character == '"':
-                self._is_in_string = True
-            elif character == "{":
-                self._depth += 1
-            elif character == "}":
-                self._depth -= 1
-                if not self._depth:
-                    return at + 1
-        return None
 
 
 def _held(text: str, marker: str) -> int:

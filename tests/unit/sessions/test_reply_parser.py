@@ -1,5 +1,6 @@
 """The reply parser: however a reply is cut into pieces, the same text, thoughts and calls come out."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -63,6 +64,16 @@ CASES: list[tuple[Dialect, str, Reading]] = [
         Reading("", "", (("f", '{"a": 1}'), ("f", "{}"))),
     ),
     (LLAMA, '{"answer": 1} it is', Reading('{"answer": 1} it is', "", ())),
+    (LLAMA, '{"name": "Ann", "parameters": {}}', Reading('{"name": "Ann", "parameters": {}}', "", ())),
+    (LLAMA, '{"name": "f", "size": 1}', Reading('{"name": "f", "size": 1}', "", ())),
+    (LLAMA, '{"name": "f"} then', Reading("then", "", (("f", "{}"),))),
+    (LLAMA, ' {"type": "function", "name": "f", "parameters": {"a": 1}}', Reading("", "", (("f", '{"a": 1}'),))),
+    (LLAMA, '{"parameters": {"a": "}"}, "id": 3, "name": "f"}', Reading("", "", (("f", '{"a": "}"}'),))),
+    (LLAMA, '{"name": "f", "parameters": "{\\"a\\": 1}"}', Reading("", "", (("f", '{"a": 1}'),))),
+    (LLAMA, '{"name": "f", "parameters": 3}', Reading('{"name": "f", "parameters": 3}', "", ())),
+    (LLAMA, '<|python_tag|>{"x": 1}', Reading('<|python_tag|>{"x": 1}', "", ())),
+    (LLAMA, '{"na\\u006de": "f"}', Reading('{"na\\u006de": "f"}', "", ())),
+    (HERMES, '<tool_call>{"why": [1, "]"], "name": "f", "arguments": {}}</tool_call>', Reading("", "", (("f", "{}"),))),
     (LLAMA, 'see {"name": "f", "parameters": {}}', Reading('see {"name": "f", "parameters": {}}', "", ())),
 ]
 
@@ -120,6 +131,51 @@ def test_arguments_leave_as_they_come_and_a_call_says_once_who_it_is() -> None:
         [],
         [],
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ('{"answer": "yes"}', '{"a'),
+        ('{"name": "Ann"}', '{"name": "'),
+        ('{"name": "f", "nick": "g"}', '{"name": "f", "n'),
+        ('{"name": "fx"}', '{"name": "f'),
+        ("{answer}", "{"),
+        ('{"parameters": [1]}', '{"parameters": '),
+        ('{"id": 3, "x": 1}', '{"id": 3, "'),
+    ],
+)
+def test_an_object_is_held_back_no_longer_than_it_may_be_a_call(text: str, held: str) -> None:
+    parser = ReplyParser(LLAMA, names=NAMES)
+    assert not parser.decode(held)
+    for character in text[len(held) :]:
+        assert parser.decode(character)
+    assert Reading.of(told(ReplyParser(LLAMA, names=NAMES), [text])).text == text
+
+
+@pytest.mark.parametrize(
+    ("dialect", "begun", "more"),
+    [
+        (LLAMA, "", '{"a": [1, 2], "b": {}}, '),
+        (LLAMA, '{"parameters": {"a": [', '"x}", {}, '),
+        (LLAMA, '{"name": "f", "parameters": {"a": [', '"x}", {}, '),
+        (HERMES, '<tool_call>{"a": [', '"</tool_call>}", {}, '),
+        (MISTRAL, '[TOOL_CALLS] [{"arguments": {"a": [', '"]}", {}, '),
+    ],
+)
+def test_a_reply_costs_its_length(dialect: Dialect, begun: str, more: str) -> None:
+    """Four times as much text takes nowhere near sixteen times as long, a few characters at a time."""
+
+    def seconds(num_pieces: int) -> float:
+        parser = ReplyParser(dialect, names=NAMES)
+        parser.decode(begun)
+        started = time.thread_time()
+        for _ in range(num_pieces):
+            parser.decode(more)
+        parser.flush()
+        return time.thread_time() - started
+
+    assert min(seconds(8000) for _ in range(2)) < 9 * min(seconds(2000) for _ in range(3))
 
 
 @pytest.mark.parametrize("dialect", [HERMES, MISTRAL, LLAMA])
