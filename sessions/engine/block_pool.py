@@ -315,22 +315,40 @@ class BlockPool:
         return block
 
     def register_partial(
-        self, block: Block, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...], owner: str | None = None
-    ) -> None:
+        self,
+        block: Block,
+        root: BlockHash,
+        parent: Block | None,
+        token_ids: tuple[int, ...],
+        owner: str | None = None,
+        *,
+        is_final: bool = False,
+    ) -> Block:
         """`block` holds the KV of `token_ids` (fewer than `block_size`) after `parent`; a holder may append. Mutates.
 
-        A tail that another stored block already contains is not registered: it is free for reuse at once.
+        A tail that another stored block already contains is not registered: it is free for reuse at once. A holder that
+        appends nothing more (`is_final`) holds that other block instead, so that it counts as used with the request.
+        Returns the block to hold from now on.
         """
         if not token_ids or not self._tree.can_follow(root, parent) or block.token_ids == token_ids:
-            return
+            return block
         children = self._tree.children(root, parent)
         if children:
             other, length = children.longest_common_prefix(token_ids)
             if other is not None and other is not block and length == len(token_ids):
-                if block.is_registered:
-                    self._unregister(block)
-                return
+                return self._defer_to(other, block, is_final=is_final)
         self._register(block, root, parent, token_ids, owner)
+        return block
+
+    def _defer_to(self, other: Block, block: Block, *, is_final: bool) -> Block:
+        """`other` is stored and has all that `block` has."""
+        if is_final:
+            self.touch([other])
+            self._abandon(block)
+            return other
+        if block.is_registered:
+            self._unregister(block)
+        return block
 
     def _register(
         self, block: Block, root: BlockHash, parent: Block | None, token_ids: tuple[int, ...], owner: str | None

@@ -99,15 +99,17 @@ class Holder:
             request.block_table[index] = block
             request.num_registered_blocks = index + 1
 
-    def register_tail(self, request: Request) -> None:
-        """Make the last, partial block findable by its tokens."""
+    def register_tail(self, request: Request, *, is_final: bool = False) -> None:
+        """Make the last, partial block findable by its tokens. is_final: the request appends nothing more."""
         start = request.num_registered_blocks * self._pool.block_size
         tail = tuple(request.token_ids[start : request.num_shown_tokens])
         if tail and len(tail) < self._pool.block_size:
             parent = request.block_table[request.num_registered_blocks - 1] if request.num_registered_blocks else None
             block = request.block_table[request.num_registered_blocks]
             root = request.chain.branch_at(request.num_registered_blocks)
-            self._pool.register_partial(block, root, parent, tail, request.owner)
+            request.block_table[request.num_registered_blocks] = self._pool.register_partial(
+                block, root, parent, tail, request.owner, is_final=is_final
+            )
 
     def stored(self, request: Request) -> tuple[Stored, ...]:
         """The chains of what is registered, and was not dropped since: a drop takes a path's end."""

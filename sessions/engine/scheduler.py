@@ -297,7 +297,7 @@ class Scheduler:
             del self._computing[key]
 
     def _finish(self, request: Request) -> None:
-        self.holder.register_tail(request)
+        self.holder.register_tail(request, is_final=True)
         self._release(request)
         request.status = RequestStatus.FINISHED
 

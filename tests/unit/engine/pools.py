@@ -15,7 +15,7 @@ def hashes_of(pool: BlockPool, tokens: list[int], root: BlockHash = ROOT) -> lis
 def store(
     pool: BlockPool, tokens: list[int], root: BlockHash = ROOT, *, now: float = 0.0, owner: str | None = None
 ) -> list[Block]:
-    """What the scheduler does for a request that computes `tokens` and stays. Returns its path."""
+    """What the scheduler does for a request that computes `tokens`, up to where it lets go. Returns its path."""
     hashes = hashes_of(pool, tokens, root)
     match = pool.match(root, hashes, tokens)
     pool.touch(match.blocks)
@@ -27,7 +27,8 @@ def store(
     full = len(hashes)
     if len(path) > full:
         tail = tuple(tokens[full * pool.block_size :])
-        pool.register_partial(path[full], root, path[full - 1] if full else None, tail, owner)
+        parent = path[full - 1] if full else None
+        path[full] = pool.register_partial(path[full], root, parent, tail, owner, is_final=True)
     return path
 
 

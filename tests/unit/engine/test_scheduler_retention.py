@@ -12,6 +12,7 @@ from sessions.engine.pins import PinLimitExceeded
 from sessions.engine.request import Request, Stored
 from sessions.engine.retention import CONTINUED, KEPT, ONE_SHOT, SHARED, Retention
 from tests.unit.engine.bench import Bench, expected
+from tests.unit.engine.pools import matched
 
 PROMPT = list(range(1, 13))
 """Three blocks of 4."""
@@ -140,3 +141,22 @@ def test_answers_do_not_depend_on_what_is_pinned_dropped_or_cut_back(data: st.Da
         bench.scheduler.check_integrity()
     bench.run()
     assert all(request.token_ids == expected(request) for request in bench.requests)
+
+
+def test_a_tail_that_was_stored_already_counts_as_used_by_who_computed_it_again() -> None:
+    """Who reads nothing computes what an idle block has: then that one is not the next that the budget takes."""
+    bench = Bench()
+    pool = bench.scheduler.pool
+    pool.set_budget("ada", 4)
+    first = bench.add([7, 7, 7, 7, 8], max_tokens=3, owner="ada")
+    bench.run()
+    other = bench.add([9, 9, 9, 9, 8], max_tokens=3, owner="ada")
+    bench.run()
+    again = bench.add([7, 7, 7, 7, 8], max_tokens=3, owner="ada")
+    again.read_points = ()
+    bench.step()
+    pool.set_budget("ada", 3)
+    bench.run()
+    assert again.num_cached_tokens == 0 and again.token_ids == first.token_ids
+    assert matched(pool, again.token_ids, again.root) == 7
+    assert matched(pool, other.token_ids, other.root) == 4
