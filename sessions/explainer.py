@@ -28,6 +28,8 @@ from sessions.types import ChatRequest, TokenId
 
 MAX_COMPARED: Final = 256
 """Earlier prompts that an explanation looks at."""
+MAX_COMPARED_AT_ONCE: Final = 100_000
+"""Tokens that are compared before others have the event loop: less than a millisecond."""
 SNIPPET_TOKENS: Final = 24
 ALIKE_CHARS: Final = 48
 
@@ -72,7 +74,7 @@ class Explainer:
         num_disk = self._disk.num_held(chain, num_blocks) if self._disk is not None else 0
         num_elsewhere = await self._index.num_elsewhere(chain, num_blocks + num_disk)
         held = max(in_pool.num_held, (num_blocks + num_disk) * size if num_disk else 0)
-        is_alike, shared, then = self._closest(prompted)
+        is_alike, shared, then = await self._closest(prompted)
         if shared <= held:  # pool and disk know prompts of which no transcript is left
             theirs = in_pool.then if held == in_pool.num_held else ()
             shared, then = held, theirs if shared < held else then or theirs
@@ -83,14 +85,14 @@ class Explainer:
             tiers=TokensByTier(in_pool.num_held, held - in_pool.num_held, num_elsewhere * size),
             shared=shared,
             closest_ends=not then,
-            tools_differ=self._tools_differ(prompted, shared, scope_of(request)),
+            tools_differ=await self._tools_differ(prompted, shared, scope_of(request)),
             lost=_lost(in_pool.loss, time.monotonic()),
             is_alike=is_alike,
             was_said_before=is_news and prompted.report.num_spliced > 0,
             sighting=await self._sightings.look(request, prompted.opening.conversation) if is_news else None,
             index_is_down=self._index.state == "down",
         )
-        return explain(found, self._divergence(request, prompted, shared, then))
+        return explain(found, await asyncio.to_thread(self._divergence, request, prompted, shared, then))
 
     async def compare(self, prompted: Prompted, earlier: Prompted) -> Comparison:
         """prompted: of a request that is about to start. earlier: of one that may have run long ago."""
@@ -123,7 +125,7 @@ class Explainer:
         )
         return _InPool(num_held, loss, then)
 
-    def _closest(self, prompted: Prompted) -> tuple[bool, int, tuple[int, ...]]:
+    async def _closest(self, prompted: Prompted) -> tuple[bool, int, tuple[int, ...]]:
         """Of the caller's earlier prompts, with their replies, the one that shares most leading tokens with this one.
 
         Returns whether it is much the same conversation for all that, how many tokens, and what it goes on with.
@@ -131,9 +133,15 @@ class Explainer:
         ours, turns = prompted.token_ids, prompted.opening.conversation.turns
         most = False, 0
         then: tuple[int, ...] = ()
-        for transcript in self._recent(prompted):
-            theirs = transcript.known.ids
+        num_compared = 0
+        for transcript in list(self._recent(prompted)):
+            theirs, best = transcript.known.ids, most[1]
+            if best >= LEAST_SHARED_TOKENS and ours[best : best + 1] != theirs[best : best + 1]:
+                continue  # this one shares no more
             shared = _num_shared(ours, theirs)
+            num_compared += shared
+            if num_compared > MAX_COMPARED_AT_ONCE:
+                num_compared = await asyncio.sleep(0, 0)
             found = shared < LEAST_SHARED_TOKENS and _are_alike(turns, transcript.turns), shared
             if (found[1] >= LEAST_SHARED_TOKENS, *found) > (most[1] >= LEAST_SHARED_TOKENS, *most):
                 most, then = found, tuple(theirs[shared : shared + SNIPPET_TOKENS])
@@ -142,11 +150,13 @@ class Explainer:
     def _recent(self, prompted: Prompted) -> Iterator[Transcript]:
         return islice(self._replies.recent(prompted.chain.root), MAX_COMPARED)
 
-    def _tools_differ(self, prompted: Prompted, shared: int, scope: str) -> bool:
+    async def _tools_differ(self, prompted: Prompted, shared: int, scope: str) -> bool:
         """Was the same conversation seen with other tools, so that it parts where they stand?"""
         conversation = prompted.opening.conversation
-        if prompted.prompt.contents and shared > self._tokens_before_contents(prompted, scope):
-            return False
+        if prompted.prompt.contents:
+            num_before = await asyncio.to_thread(self._tokens_before_contents, prompted, scope)
+            if shared > num_before:
+                return False
         for transcript in self._recent(prompted):
             if transcript.turns[:1] == conversation.turns[:1] and transcript.schemas != conversation.schemas:
                 return True

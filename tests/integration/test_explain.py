@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sessions import explainer
 from sessions.explain import volatile
 from sessions.parts import IndexOptions
 from sessions.reports import Explanation
@@ -20,6 +21,7 @@ from tests.fakes import ROOT_FIELDS, byte_tokenizer, open_fake_service
 from tests.integration.index.index_servers import ValkeyServer, eventually
 
 SYSTEM = "You are the assistant of a library. Today is Tuesday. " + "Books are lent for four weeks. " * 8
+LONG = "".join(f"{number:04d} bottles. " for number in range(60))
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 
 
@@ -287,3 +289,25 @@ def test_what_tends_to_change(now: str, then: str, kind: str | None) -> None:
 def test_what_changes_is_the_same_both_ways_and_nothing_without_a_change(now: str, then: str) -> None:
     assert volatile(now, then) == volatile(then, now)
     assert volatile(now, now) is None
+
+
+async def test_others_have_the_loop_while_many_long_prompts_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these shares more than the one before, so that every one must be read."""
+    monkeypatch.setattr(explainer, "MAX_COMPARED_AT_ONCE", 600)
+    async with service() as opened:
+        for length in (640, 600, 560, 520):
+            await say(opened, request("And now?", system=LONG[:length]))
+        prompted = await opened._prompter.prompt(request("Hello.", system=LONG))
+        num_turns = 0
+
+        async def others() -> None:
+            nonlocal num_turns
+            while True:
+                num_turns += 1
+                await asyncio.sleep(0)
+
+        running = asyncio.create_task(others())
+        _, shared, _ = await opened._explainer._closest(prompted)
+        running.cancel()
+        assert 640 < shared < 640 + len("<|im_start|>system\n")
+        assert num_turns >= 3
