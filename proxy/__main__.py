@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from proxy.chat_command import chat
 from proxy.doctor_command import doctor
 from proxy.explain_command import explain
 from proxy.listening import bind, bind_refusal
@@ -58,6 +59,7 @@ main.add_command(
 
 main.add_command(explain)
 main.add_command(doctor)
+main.add_command(chat)
 
 
 def _run(settings: Settings) -> None:

@@ -10,29 +10,24 @@ from typing import IO, Any
 
 import click
 
+from proxy.asking import api_key_option, asking, base_url_option, first_model, in_one_sentence
+
 
 @click.command("explain", short_help="Why a chat request misses the cache, to the character.")
 @click.argument("request_file", metavar="REQUEST", type=click.File("rb"))
 @click.argument("other_file", metavar="[OTHER]", type=click.File("rb"), required=False)
-@click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, envvar="OPENAI_BASE_URL")
-@click.option("--api-key", default="none", envvar="OPENAI_API_KEY", help="[OPENAI_API_KEY]")
+@base_url_option
+@api_key_option
 def explain(request_file: IO[bytes], other_file: IO[bytes] | None, base_url: str, api_key: str) -> None:
     """Why REQUEST, a JSON file with the body of a chat completion, finds no more of itself in a server's cache.
 
     With OTHER, that one is warmed first: the answer is then about the two of them.
     """
-    from openai import APIConnectionError, APIStatusError, OpenAI
-
-    with OpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
-        try:
-            asked, other = _body(request_file, client), _body(other_file, client)
-            if other is not None:
-                client.post("/cache/warm", body=other, cast_to=dict[str, Any])
-            found = client.post("/cache/explain", body=asked, cast_to=dict[str, Any])
-        except APIStatusError as error:
-            raise click.ClickException(str(error.body["message"] if isinstance(error.body, dict) else error)) from None
-        except APIConnectionError:
-            raise click.ClickException(f"No server answers at {base_url}.") from None
+    with asking(base_url, api_key) as client, in_one_sentence(client):
+        asked, other = _body(request_file, client), _body(other_file, client)
+        if other is not None:
+            client.post("/cache/warm", body=other, cast_to=dict[str, Any])
+        found = client.post("/cache/explain", body=asked, cast_to=dict[str, Any])
     for line in report(found):
         click.echo(line)
 
@@ -47,7 +42,7 @@ def _body(file: IO[bytes] | None, client: Any) -> Any:
         raise click.ClickException(f"{Path(file.name).name} is not JSON: {error}.") from None
     if not isinstance(body, dict):
         raise click.ClickException(f"{Path(file.name).name} must hold a JSON object, the body of a chat completion.")
-    return {"model": client.models.list().data[0].id} | body
+    return {"model": first_model(client)} | body
 
 
 _COLOURS = {"hit": "green", "never_seen": "yellow"}
