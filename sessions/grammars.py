@@ -23,6 +23,7 @@ import structlog
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from sessions.errors import InvalidRequest
+from sessions.json_schema import REWRITTEN, exact
 from sessions.tokenizer import Tokenizer
 from sessions.types import Grammar
 
@@ -211,10 +212,10 @@ def _source(grammar: Grammar) -> str:
 
 
 def _exact(grammar: Grammar) -> dict[str, Any]:
-    """A schema without llguidance's own switches, which are this server's to set."""
+    """A schema as llguidance compiles it, without switches, which are this server's to set."""
     schema: dict[str, Any] = json.loads(grammar.source)
     schema.pop("x-guidance", None)
-    return schema
+    return exact(schema) if any(f'"{keyword}"' in grammar.source for keyword in REWRITTEN) else schema
 
 
 def _options(grammar: Grammar) -> "JsonCompileOptions":

@@ -36,6 +36,13 @@ NAMED: dict[str, dict[str, Any]] = {
     "oneOf, apart by a const": {"oneOf": [closed(kind={"const": "cat"}, lives={"type": "integer"}),
                                           closed(kind={"const": "dog"}, name=SHORT)]},
     "oneOf, apart by type": {"oneOf": [{"type": "boolean"}, {"type": "integer"}]},
+    "oneOf, apart behind references": {
+        "$defs": {"cat": closed(kind={"const": "cat"}), "dog": closed(kind={"enum": ["dog", "wolf"]}, name=SHORT)},
+        **closed(pet={"oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], "discriminator": {}}),
+    },
+    "oneOf, apart by bounds": {"type": "integer",
+                               "oneOf": [{"minimum": -3, "maximum": 3}, {"minimum": 9, "maximum": 12}]},
+    "uniqueItems where there is one": {"type": "array", "items": {"type": "null"}, "maxItems": 1, "uniqueItems": True},
     "allOf": {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 17}]},
     "allOf of objects": {"allOf": [{"type": "object", "properties": {"a": SHORT}, "required": ["a"]},
                                    {"properties": {"b": {"type": "null"}}, "required": ["b"]},
