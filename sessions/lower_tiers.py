@@ -15,7 +15,7 @@ from sessions.engine.request import RestoredBlocks
 from sessions.hashing import HashChain
 from sessions.index import PrefixIndex, open_index
 from sessions.parts import ServiceParts
-from sessions.tiers import DiskOptions, DiskStats, DiskTier, open_disk_tier
+from sessions.tiers import Anchor, DiskOptions, DiskStats, DiskTier, open_disk_tier
 from sessions.types import BlockHash, TokenId
 
 CALL_TIMEOUT_S = 10.0
@@ -26,9 +26,12 @@ CHAINS_PER_CALL = 64
 
 
 class LowerTiers:
-    """One per service. fleet: names model and secret; what another fleet has is never seen."""
+    """One per service. fleet: names model and secret; what another fleet has is never seen.
 
-    def __init__(self, parts: ServiceParts, engine: Engine, fleet: BlockHash) -> None:
+    shared_root: of what the operator declared shared.
+    """
+
+    def __init__(self, parts: ServiceParts, engine: Engine, fleet: BlockHash, shared_root: BlockHash | None) -> None:
         self._engine = engine
         self._pool: BlockPool = engine.scheduler.pool
         self.num_elsewhere_tokens = 0
@@ -42,9 +45,9 @@ class LowerTiers:
             settings=replace(options.client, timeout_s=options.timeout_ms / 1000),
             data=options.data,
         )
-        self.disk = None if parts.disk is None else self._open_disk(parts.disk, fleet)
+        self.disk = None if parts.disk is None else self._open_disk(parts.disk, fleet, shared_root)
 
-    def _open_disk(self, options: DiskOptions, fleet: BlockHash) -> DiskTier | None:
+    def _open_disk(self, options: DiskOptions, fleet: BlockHash, shared_root: BlockHash | None) -> DiskTier | None:
         scheduler = self._engine.scheduler
         return open_disk_tier(
             options,
@@ -53,6 +56,7 @@ class LowerTiers:
             find=self._pool.find,
             between_steps=self._engine.call,
             prefill_rate=lambda: scheduler.prefill_rate.value,
+            shared_root=shared_root,
         )
 
     # -- a prompt: event loop --
@@ -79,8 +83,11 @@ class LowerTiers:
             return
         self.disk.removed(result.removed)
         for output in result.outputs:
+            parent: BlockHash | None = None
             for root, hashes, owner in output.stored:
-                self.disk.offer(root, hashes, root if owner is None else tenant_root(owner, None))
+                tenant = root if owner is None else tenant_root(owner, None)
+                self.disk.offer(Anchor(root, parent or root, tenant), hashes)
+                parent = hashes[-1]
 
     def publish(self, result: StepResult) -> None:
         """Event loop. Removals first: evicted when the step was planned, and perhaps stored anew when committed."""

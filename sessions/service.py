@@ -65,7 +65,8 @@ class ChatService:
 
         shared_root = root_hash(parts.root_fields, shared_key(parts.secret)) if parts.shared_prompts else None
         self.engine = Engine(_scheduler(parts, shared_root), runner, self._deliver)
-        self._lower = LowerTiers(parts, self.engine, root_hash(parts.root_fields, tenant_key(parts.secret, "", None)))
+        fleet = root_hash(parts.root_fields, tenant_key(parts.secret, "", None))
+        self._lower = LowerTiers(parts, self.engine, fleet, shared_root)
         self.index = self._lower.index
         self._replies = _replies(parts, self.index)
         self._prompter = Prompter(

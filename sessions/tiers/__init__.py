@@ -10,6 +10,7 @@ segment_file.py   the format of a file
 """
 
 from sessions.tiers.disk_tier import DiskOptions, DiskStats, DiskTier, open_disk_tier
+from sessions.tiers.segment_file import Anchor
 from sessions.tiers.segment_store import DiskHolding
 
-__all__ = ["DiskHolding", "DiskOptions", "DiskStats", "DiskTier", "open_disk_tier"]
+__all__ = ["Anchor", "DiskHolding", "DiskOptions", "DiskStats", "DiskTier", "open_disk_tier"]

@@ -16,7 +16,7 @@ import structlog
 from sessions.engine.request import RestoredBlocks
 from sessions.hashing import HashChain
 from sessions.tiers.restore import Restorer
-from sessions.tiers.segment_file import SegmentFormat
+from sessions.tiers.segment_file import Anchor, SegmentFormat
 from sessions.tiers.segment_store import DiskHolding, FolderInUse, SegmentStore
 from sessions.tiers.write_behind import BetweenSteps, Find, KVReader, WriteBehind
 from sessions.types import BlockHash
@@ -54,12 +54,9 @@ class DiskTier:
         self._writer = writer
         self._restorer = restorer
 
-    def offer(self, root: BlockHash, hashes: Sequence[BlockHash], tenant: BlockHash) -> None:
-        """Engine thread, after a step: these blocks, from the root's first on, are in the pool and shall be on disk.
-
-        tenant: the root that their tenant has without a salt.
-        """
-        self._writer.offer(root, hashes, tenant)
+    def offer(self, after: Anchor, hashes: Sequence[BlockHash]) -> None:
+        """Engine thread, after a step: these blocks, from the root's first on, are in the pool and shall be on disk."""
+        self._writer.offer(after, hashes)
 
     def removed(self, hashes: Sequence[BlockHash]) -> None:
         """Engine thread, after every step: it took these from the pool."""
@@ -122,11 +119,15 @@ def open_disk_tier(
     find: Find,
     between_steps: BetweenSteps,
     prefill_rate: Callable[[], float | None],
+    shared_root: BlockHash | None,
 ) -> DiskTier | None:
-    """None, after a warning, where the folder cannot be used or belongs to another process."""
+    """None, after a warning, where the folder cannot be used or belongs to another process.
+
+    shared_root: of what the operator declared shared.
+    """
     form = SegmentFormat(namespace, options.kv.layout, block_size, options.kv.block_bytes)
     try:
-        store = SegmentStore(options.folder, form, options.max_bytes)
+        store = SegmentStore(options.folder, form, options.max_bytes, shared_root)
     except (OSError, FolderInUse) as error:
         log.warning("disk tier is off", reason=str(error))
         return None

@@ -53,7 +53,8 @@ class Entry(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """What a segment hangs on: its path's root, and the block before its first; the root again if there is none.
+    """What a segment hangs on: its path's root, and the block before its first; the root again if there is none. A root
+    that begins after shared content has the last block of that before its first.
 
     tenant: the root that its tenant has without a salt, so that all of a tenant's is found, whatever its root.
     """

@@ -3,9 +3,10 @@
     segment      [ h0 h1 .. h15 ] ── [ h16 .. h20 ]        grows to `capacity` blocks; child of where its parent is
                         └── [ x8 .. x12 ]                  a path that departs in the middle
 
-What is stored is prefix-closed: a segment's first block follows the root or a block of another segment. The order is
-least recently used first; using a segment uses all before it, so a child always stands before its parent, and the head
-of the order is a leaf. `check_integrity()` proves both.
+What is stored is prefix-closed: a segment's first block follows the root or a block of another segment. Where a root
+begins after shared content (`hashing.HashChain`), its first segments are children of a shared one: without that they
+are of no use. The order is least recently used first; using a segment uses all before it, so a child always stands
+before its parent, and the first of the order is a leaf. `check_integrity()` proves both.
 """
 
 from bisect import bisect_left
@@ -20,13 +21,17 @@ from sessions.types import BlockHash
 class Segment:
     """Consecutive blocks of one path in one file. Changed by `SegmentIndex` only."""
 
-    __slots__ = ("anchor", "before", "children", "hashes")
+    __slots__ = ("anchor", "before", "children", "hashes", "head")
 
-    def __init__(self, anchor: Anchor, hashes: Sequence[BlockHash], before: "Segment | None") -> None:
+    def __init__(self, anchor: Anchor, hashes: Sequence[BlockHash], parent: "Segment | None") -> None:
+        """parent: the segment that holds the anchor's parent, if one does."""
         self.anchor = anchor
         self.hashes = list(hashes)
-        self.before = before
-        """The segment that holds the anchor's parent; None for a first block."""
+        is_own = parent is not None and parent.anchor.root == anchor.root
+        self.before = parent if is_own else None
+        """The one of its own root that it goes on from; None for a first block."""
+        self.head = None if is_own else parent
+        """The shared one that it goes on from; of first blocks only, and of few."""
         self.children: set[Segment] = set()
 
     @property
@@ -35,11 +40,18 @@ class Segment:
         return self.hashes[0].hex()
 
     def path(self) -> Iterator["Segment"]:
-        """This segment and all before it, last first."""
+        """This segment and all of its root before it, last first."""
         segment: Segment | None = self
         while segment is not None:
             yield segment
             segment = segment.before
+
+    def needed(self) -> Iterator["Segment"]:
+        """This segment and all before it, shared ones too, last first."""
+        segment: Segment | None = self
+        while segment is not None:
+            yield segment
+            segment = segment.before or segment.head
 
 
 class Piece(NamedTuple):
@@ -61,10 +73,14 @@ class StoredPath(NamedTuple):
 
 
 class SegmentIndex:
-    """block hash -> (segment, place in it). Not thread-safe: its owner locks."""
+    """block hash -> (segment, place in it). Not thread-safe: its owner locks.
 
-    def __init__(self, capacity: int) -> None:
+    shared_root: of what the operator declared shared, which other roots may begin after.
+    """
+
+    def __init__(self, capacity: int, shared_root: BlockHash | None = None) -> None:
         self._capacity = capacity
+        self._shared_root = shared_root
         self._places: dict[BlockHash, tuple[Segment, int]] = {}
         self._order: OrderedDict[Segment, None] = OrderedDict()
 
@@ -106,15 +122,16 @@ class SegmentIndex:
         place = self._places.get(block_hash)
         return place[0] if place else None
 
-    def growing(self, parent: BlockHash) -> Segment | None:
-        """The segment that `parent` ends and that has room for more."""
+    def growing(self, root: BlockHash, parent: BlockHash) -> Segment | None:
+        """The segment of this root that `parent` ends and that has room for more."""
         segment, index = self._places.get(parent, (None, 0))
-        is_last = segment is not None and index == len(segment.hashes) - 1 < self._capacity - 1
-        return segment if is_last else None
+        if segment is None or segment.anchor.root != root:
+            return None
+        return segment if index == len(segment.hashes) - 1 < self._capacity - 1 else None
 
     def touch(self, segment: Segment) -> None:
         """Used now, and with it all that stands before it."""
-        for used in segment.path():
+        for used in segment.needed():
             self._order.move_to_end(used)
 
     def oldest(self) -> Segment | None:
@@ -123,13 +140,16 @@ class SegmentIndex:
 
     def add(self, anchor: Anchor, hashes: Sequence[BlockHash]) -> Segment | None:
         """A new segment, used now. None if that would break the prefix closure, or a hash is stored already."""
-        before = self.segment_of(anchor.parent)
-        is_closed = anchor.parent == anchor.root if before is None else before.anchor.root == anchor.root
+        parent = self.segment_of(anchor.parent)
+        if parent is None:
+            is_closed = anchor.parent == anchor.root
+        else:
+            is_closed = parent.anchor.root in (anchor.root, self._shared_root)
         if not is_closed or any(block_hash in self._places for block_hash in hashes):
             return None
-        segment = Segment(anchor, hashes, before)
-        if before is not None:
-            before.children.add(segment)
+        segment = Segment(anchor, hashes, parent)
+        if parent is not None:
+            parent.children.add(segment)
         self._places.update((block_hash, (segment, index)) for index, block_hash in enumerate(hashes))
         self._order[segment] = None
         self.touch(segment)
@@ -153,8 +173,9 @@ class SegmentIndex:
             del self._order[gone]
             for block_hash in gone.hashes:
                 del self._places[block_hash]
-        if segment.before is not None:
-            segment.before.children.discard(segment)
+        parent = segment.before or segment.head
+        if parent is not None:
+            parent.children.discard(segment)
         return removed[::-1]
 
     def under(self, root: BlockHash) -> list[Segment]:
@@ -209,11 +230,11 @@ class SegmentIndex:
             seen.add(segment)
             for index, block_hash in enumerate(segment.hashes):
                 assert self._places[block_hash] == (segment, index), f"{segment.name}: the hash map is wrong"
-            if segment.before is None:
+            parent = segment.before or segment.head
+            if parent is None:
                 assert segment.anchor.parent == segment.anchor.root, f"{segment.name} follows nothing"
             else:
-                assert self._places[segment.anchor.parent][0] is segment.before, (
-                    f"{segment.name}: its parent is elsewhere"
-                )
-                assert segment in segment.before.children, f"{segment.name}: its parent does not know it"
+                assert parent.anchor.root in (segment.anchor.root, self._shared_root), f"{segment.name}: another's"
+                assert self._places[segment.anchor.parent][0] is parent, f"{segment.name}: its parent is elsewhere"
+                assert segment in parent.children, f"{segment.name}: its parent does not know it"
         assert sum(len(segment.hashes) for segment in seen) == len(self._places), "a hash without a segment"

@@ -66,10 +66,10 @@ class DiskHolding(NamedTuple):
 class SegmentStore:
     """Raises OSError or FolderInUse when made; afterwards `append` and `read` may raise OSError, nothing else does.
 
-    max_bytes: bound of all files together.
+    max_bytes: bound of all files together. shared_root: as in `SegmentIndex`.
     """
 
-    def __init__(self, folder: Path, form: SegmentFormat, max_bytes: int) -> None:
+    def __init__(self, folder: Path, form: SegmentFormat, max_bytes: int, shared_root: BlockHash | None = None) -> None:
         self.form = form
         self.max_bytes = max_bytes
         self.num_corrupt = 0
@@ -82,7 +82,7 @@ class SegmentStore:
             made.chmod(0o700)
         self._owner = _own(folder)
         self._lock = threading.Lock()
-        self._index = SegmentIndex(form.capacity)
+        self._index = SegmentIndex(form.capacity, shared_root)
         started_at = time.monotonic()
         self._num_bytes = 0
         self._foreign = deque(_foreign_files(folder, self._folder.name))
@@ -148,10 +148,10 @@ class SegmentStore:
             if segment is not None:
                 self._index.touch(segment)
 
-    def room_after(self, parent: BlockHash) -> int:
+    def room_after(self, root: BlockHash, parent: BlockHash) -> int:
         """How many blocks after `parent` one `append` takes: what its file has room for, or a file of their own."""
         with self._lock:
-            growing = self._index.growing(parent)
+            growing = self._index.growing(root, parent)
             return self.form.capacity - (len(growing.hashes) if growing else 0)
 
     # -- files --
@@ -164,12 +164,13 @@ class SegmentStore:
         """
         hashes = [entry.block_hash for entry in entries]
         with self._lock:
-            growing, before = self._index.growing(after.parent), self._index.segment_of(after.parent)
+            growing = self._index.growing(after.root, after.parent)
+            before = self._index.segment_of(after.parent)
             if before is not None:
                 self._index.touch(before)
             elif after.parent != after.root:
                 return False
-            kept = tuple(before.path()) if before is not None else ()
+            kept = tuple(before.needed()) if before is not None else ()
         num_before = len(growing.hashes) if growing else 0
         num_bytes = self.form.file_bytes(len(entries)) if growing is None else len(entries) * self.form.stride
         if not self._make_room(num_bytes, kept):

@@ -68,7 +68,7 @@ class WriteBehind:
         self._find = find
         self._between_steps = between_steps
         self._rows = store.form.buffer(store.form.capacity)
-        self._queue: queue.Queue[tuple[BlockHash, Sequence[BlockHash], BlockHash] | None] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[tuple[Anchor, Sequence[BlockHash]] | None] = queue.Queue(MAX_QUEUED)
         self._copying: Collection[BlockHash] = ()
         self._is_spoiled = False
         self._closing = threading.Event()
@@ -77,10 +77,10 @@ class WriteBehind:
 
     # -- engine thread --
 
-    def offer(self, root: BlockHash, hashes: Sequence[BlockHash], tenant: BlockHash) -> None:
-        """These blocks, from the first one on, are in the pool: write what of them is not on disk."""
+    def offer(self, after: Anchor, hashes: Sequence[BlockHash]) -> None:
+        """These blocks, from their root's first one on, are in the pool: write what of them is not on disk."""
         try:
-            self._queue.put_nowait((root, hashes, tenant))
+            self._queue.put_nowait((after, hashes))
         except queue.Full:
             self.num_paths_dropped += 1
 
@@ -111,17 +111,17 @@ class WriteBehind:
                 self._failed(error)
             self.num_paths_dropped += not is_written
 
-    def _write_path(self, root: BlockHash, hashes: Sequence[BlockHash], tenant: BlockHash) -> bool:
+    def _write_path(self, after: Anchor, hashes: Sequence[BlockHash]) -> bool:
         """False if some of it could not be written. Raises OSError."""
         start = self._store.num_stored(hashes)
         if start:
             self._store.touch(hashes[start - 1])
         while start < len(hashes):
-            parent = hashes[start - 1] if start else root
+            at = after._replace(parent=hashes[start - 1]) if start else after
             num_drops = self._store.num_drops
-            entries = self._copy(hashes[start : start + self._store.room_after(parent)])
+            entries = self._copy(hashes[start : start + self._store.room_after(at.root, at.parent)])
             rows = self._rows[: len(entries)]
-            if not entries or not self._store.append(Anchor(root, parent, tenant), entries, rows, num_drops):
+            if not entries or not self._store.append(at, entries, rows, num_drops):
                 return False
             start += len(entries)
             self.num_blocks_written += len(entries)

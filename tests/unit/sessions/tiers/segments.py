@@ -36,13 +36,20 @@ def rows_of(entries: Sequence[Entry], form: SegmentFormat = FORM) -> Payload:
     return rows
 
 
-def store_path(store: SegmentStore, *branches: int, root: BlockHash = ROOT, tenant: BlockHash | None = None) -> bool:
-    """Append what is missing of the path, as the writer does. tenant: the root's own, if it is another."""
+def store_path(
+    store: SegmentStore,
+    *branches: int,
+    root: BlockHash = ROOT,
+    tenant: BlockHash | None = None,
+    head: BlockHash | None = None,
+) -> bool:
+    """Append what is missing of the path, as the writer does. tenant: the root's own, if it is another. head: the
+    shared block that the root begins after."""
     hashes, entries = path_of(*branches, root=root)
     start = store.num_stored(hashes)
     while start < len(hashes):
-        parent = hashes[start - 1] if start else root
-        run = entries[start : start + store.room_after(parent)]
+        parent = hashes[start - 1] if start else head or root
+        run = entries[start : start + store.room_after(root, parent)]
         if not store.append(Anchor(root, parent, tenant or root), run, rows_of(run), store.num_drops):
             return False
         start += len(run)

@@ -31,7 +31,7 @@ def store(index: SegmentIndex, path: Path) -> None:
     start = index.num_stored(hashes)
     while start < len(hashes):
         parent = hashes[start - 1] if start else root
-        growing = index.growing(parent)
+        growing = index.growing(root, parent)
         run = hashes[start : start + CAPACITY - (len(growing.hashes) if growing else 0)]
         if growing is not None:
             index.extend(growing, run)
@@ -116,8 +116,23 @@ def test_a_segment_grows_only_at_its_end_and_to_its_capacity() -> None:
     hashes = hashes_of((0, 1, 1, 1))
     segment = index.add(Anchor(ROOTS[0], ROOTS[0], ROOTS[0]), hashes[:2])
     assert segment is not None
-    assert index.growing(hashes[0]) is None
-    assert index.growing(hashes[1]) is segment
+    assert index.growing(ROOTS[0], hashes[0]) is None
+    assert index.growing(ROOTS[0], hashes[1]) is segment
     index.extend(segment, hashes[2:])
-    assert index.growing(hashes[2]) is None
-    assert index.growing(ROOTS[0]) is None
+    assert index.growing(ROOTS[0], hashes[2]) is None
+    assert index.growing(ROOTS[0], ROOTS[0]) is None
+
+
+def test_only_a_shared_root_s_blocks_are_gone_on_from_under_another() -> None:
+    index = SegmentIndex(CAPACITY, shared_root=ROOTS[0])
+    shared, private = hashes_of((0, 1, 1)), hashes_of((1, 1, 1))
+    head = index.add(Anchor(ROOTS[0], ROOTS[0], ROOTS[0]), shared)
+    assert head is not None
+    assert index.growing(ROOTS[1], shared[1]) is None, "nobody's own is put into a shared segment"
+    branch = index.add(Anchor(ROOTS[1], shared[0], ROOTS[1]), private)
+    assert branch is not None and (branch.before, branch.head) == (None, head)
+    assert index.add(Anchor(ROOTS[0], private[1], ROOTS[0]), hashes_of((0, 0))) is None
+    assert index.under(ROOTS[1]) == [branch] and [path.num_blocks for path in index.paths_of(ROOTS[1])] == [2]
+    index.check_integrity()
+    assert index.remove(head) == [branch, head]
+    index.check_integrity()

@@ -11,9 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sessions.hashing import branch_root
 from sessions.tiers.segment_file import Anchor
 from sessions.tiers.segment_store import FolderInUse, SegmentStore
 from sessions.types import BlockHash
@@ -23,6 +27,8 @@ PLENTY = 2**30
 FULL_FILE = FORM.file_bytes(CAPACITY)
 LONG = tuple(range(1, 11))
 """10 blocks: files of 4, 4 and 2."""
+SHARED_ROOT = BlockHash(b"S" * 16)
+HASH = BlockHash(b"h" * 16)
 
 
 def reopened(store: SegmentStore, folder: Path, max_bytes: int = PLENTY) -> SegmentStore:
@@ -91,6 +97,49 @@ def test_random_traffic_stays_within_the_bound_and_prefix_closed(tmp_path: Path)
         if draw.random() < 0.1:
             store = reopened(store, tmp_path, store.max_bytes)
             store.check_integrity()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 2), st.booleans(), st.booleans()), max_size=25))
+def test_what_is_on_disk_can_be_reached_from_a_root(uses: list[tuple[int, int, bool, bool]]) -> None:
+    """Tenants go on from shared content, here or there. Its blocks are mostly in the pool, so only their own are read:
+    for all that, what they go on from stays as long as they do, and goes with them. After a restart too."""
+    with TemporaryDirectory() as folder:
+        store = SegmentStore(Path(folder), FORM, 5 * FULL_FILE, SHARED_ROOT)
+        for num_shared, number, is_read, is_restarted in uses:
+            shared, _ = path_of(*LONG[:num_shared], root=SHARED_ROOT)
+            tenant = BlockHash(bytes([number]) * 16)
+            root = branch_root(tenant, shared[-1]) if shared else tenant
+            if not (is_read and readable(store, *[number] * 6, root=root)):
+                store_path(store, *LONG[:num_shared], root=SHARED_ROOT)
+                assert store_path(store, *[number] * 6, root=root, tenant=tenant, head=shared[-1] if shared else None)
+            if is_restarted:
+                store.close()
+                store = SegmentStore(Path(folder), FORM, store.max_bytes, SHARED_ROOT)
+            store.check_integrity()
+            for segment in list(store._index):
+                *_, first = segment.needed()
+                assert first.anchor.root in (SHARED_ROOT, segment.anchor.tenant)
+                assert first.anchor.parent == first.anchor.root
+        store.close()
+
+
+def test_a_shared_head_that_is_lost_takes_with_it_what_goes_on_from_it(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY, SHARED_ROOT)
+    shared, _ = path_of(*LONG[:6], root=SHARED_ROOT)
+    store_path(store, *LONG[:6], root=SHARED_ROOT)
+    roots = [branch_root(ROOT, shared[end - 1]) for end in (3, 6)]
+    for end, root in zip((3, 6), roots, strict=True):
+        assert store_path(store, 7, 8, root=root, tenant=ROOT, head=shared[end - 1])
+    assert not store_path(store, 7, root=branch_root(ROOT, HASH), tenant=ROOT, head=HASH), "its head is not there"
+    assert [holding.num_tokens // FORM.block_size for holding in store.holdings(ROOT)] == [2, 2]
+    (tmp_path / FORM.namespace.hex() / shared[4].hex()).unlink()
+    store.close()
+    store = SegmentStore(tmp_path, FORM, PLENTY, SHARED_ROOT)
+    assert [readable(store, 7, 8, root=root) for root in roots] == [2, 0]
+    assert store.drop(ROOT) == 2, "what is the tenant's goes, the shared stays"
+    assert readable(store, *LONG[:6], root=SHARED_ROOT) == 4
+    store.check_integrity()
 
 
 def test_what_is_larger_than_the_bound_is_refused(tmp_path: Path) -> None:

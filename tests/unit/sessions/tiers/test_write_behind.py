@@ -11,7 +11,7 @@ import pytest
 from sessions.engine.block import Block
 from sessions.engine.block_pool import BlockPool
 from sessions.tiers import write_behind
-from sessions.tiers.segment_file import Payload, SegmentFormat
+from sessions.tiers.segment_file import Anchor, Payload, SegmentFormat
 from sessions.tiers.segment_store import SegmentStore
 from sessions.tiers.write_behind import WriteBehind
 from sessions.types import BlockHash
@@ -20,6 +20,7 @@ from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, files_under
 
 NUM_BLOCKS = 12
 DEADLINE_S = 10
+ANCHOR = Anchor(ROOT, ROOT, ROOT)
 
 
 class Engine:
@@ -94,7 +95,7 @@ def test_a_turn_is_written_and_the_next_adds_only_its_own(
 ) -> None:
     for end in (3, 6, 9):
         path = range(1, end + 1)
-        writer.offer(ROOT, engine.compute(*path), ROOT)
+        writer.offer(ANCHOR, engine.compute(*path))
         eventually(lambda path=path: readable(store, *path) == len(path), "the turn is on disk")
     eventually(lambda: writer.num_blocks_written == 9, "every block is written once")
     assert writer.num_paths_dropped == 0
@@ -112,10 +113,10 @@ def test_a_block_overwritten_while_it_is_copied_is_not_written(
         writer.removed(engine.pool.take_removed())
 
     engine.during_copy = step
-    writer.offer(ROOT, first, ROOT)
+    writer.offer(ANCHOR, first)
     eventually(lambda: writer.num_paths_dropped == 1, "the copy is given up")
     assert store.num_blocks == 0
-    writer.offer(ROOT, path_of(*range(50, 50 + NUM_BLOCKS))[0], ROOT)
+    writer.offer(ANCHOR, path_of(*range(50, 50 + NUM_BLOCKS))[0])
     eventually(lambda: readable(store, *range(50, 50 + NUM_BLOCKS)) == NUM_BLOCKS, "what came instead is written")
 
 
@@ -126,7 +127,7 @@ def test_what_is_dropped_meanwhile_does_not_come_back(
 ) -> None:
     """No step tells of it: a drop comes between two steps."""
     if num_before:
-        writer.offer(ROOT, engine.compute(1, 2), ROOT)
+        writer.offer(ANCHOR, engine.compute(1, 2))
         eventually(lambda: store.num_blocks == num_before, "the beginning is on disk")
 
     def drop() -> None:
@@ -135,7 +136,7 @@ def test_what_is_dropped_meanwhile_does_not_come_back(
 
     hashes = engine.compute(1, 2, 3)
     setattr(engine, when, drop)
-    writer.offer(ROOT, hashes, ROOT)
+    writer.offer(ANCHOR, hashes)
     eventually(lambda: writer.num_paths_dropped == 1, "the write is given up")
     assert store.num_blocks == 0 and files_under(tmp_path) == []
 
@@ -144,7 +145,7 @@ def test_an_eviction_elsewhere_spoils_nothing(writer: WriteBehind, engine: Engin
     engine.compute(*range(50, 50 + NUM_BLOCKS))
     hashes = engine.compute(1, 2)
     engine.during_copy = lambda: writer.removed(engine.pool.take_removed())
-    writer.offer(ROOT, hashes, ROOT)
+    writer.offer(ANCHOR, hashes)
     eventually(lambda: readable(store, 1, 2) == 2, "the path is on disk")
     assert writer.num_paths_dropped == 0
 
@@ -152,7 +153,7 @@ def test_an_eviction_elsewhere_spoils_nothing(writer: WriteBehind, engine: Engin
 def test_what_is_evicted_before_its_turn_is_dropped(writer: WriteBehind, engine: Engine, store: SegmentStore) -> None:
     hashes = engine.compute(1, 2, 3)
     engine.compute(*range(50, 50 + NUM_BLOCKS - 1))
-    writer.offer(ROOT, hashes, ROOT)
+    writer.offer(ANCHOR, hashes)
     eventually(lambda: writer.num_paths_dropped == 1, "the path is given up")
     assert readable(store, 1, 2, 3) == writer.num_blocks_written == 1
 
@@ -166,10 +167,10 @@ def test_a_full_queue_drops_and_never_waits(writer: WriteBehind, engine: Engine,
         assert release.wait(DEADLINE_S)
 
     engine.during_copy = hold
-    writer.offer(ROOT, hashes, ROOT)
+    writer.offer(ANCHOR, hashes)
     assert entered.wait(DEADLINE_S)
     for _ in range(write_behind.MAX_QUEUED + 3):
-        writer.offer(ROOT, hashes, ROOT)
+        writer.offer(ANCHOR, hashes)
     assert writer.num_paths_dropped == 3
     release.set()
     eventually(lambda: readable(store, 1, 2) == 2, "the first is written")
@@ -181,23 +182,23 @@ def test_a_disk_that_fails_is_tried_again(
     monkeypatch.setattr(write_behind, "PAUSE_S", 0.0)
     folder = tmp_path / FORM.namespace.hex()
     shutil.rmtree(folder)
-    writer.offer(ROOT, engine.compute(1, 2), ROOT)
+    writer.offer(ANCHOR, engine.compute(1, 2))
     eventually(lambda: writer.num_errors == 1, "the failure is counted")
     folder.mkdir()
-    writer.offer(ROOT, engine.compute(1, 2, 3), ROOT)
+    writer.offer(ANCHOR, engine.compute(1, 2, 3))
     eventually(lambda: readable(store, 1, 2, 3) == 3, "the path is on disk")
     assert writer.num_errors == 1
 
 
 def test_a_stopped_engine_writes_nothing_more(writer: WriteBehind, engine: Engine, store: SegmentStore) -> None:
     engine.is_stopped = True
-    writer.offer(ROOT, engine.compute(1, 2), ROOT)
+    writer.offer(ANCHOR, engine.compute(1, 2))
     eventually(lambda: writer.num_paths_dropped == 1, "the path is given up")
     assert store.num_blocks == 0
 
 
 def test_closing_writes_what_waits(writer: WriteBehind, engine: Engine, store: SegmentStore) -> None:
     for number in range(4):
-        writer.offer(ROOT, engine.compute(*[number] * (CAPACITY - 1)), ROOT)
+        writer.offer(ANCHOR, engine.compute(*[number] * (CAPACITY - 1)))
     writer.close(DEADLINE_S)
     assert store.num_blocks == 4 * (CAPACITY - 1)
