@@ -1,5 +1,6 @@
 """Attention over the block pool, all layers of a step: kernels that read blocks in place beside torch's gather."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
@@ -12,13 +13,15 @@ from benchmarks.model import Shapes, describe_torch, find_kernels, model_folder,
 from benchmarks.report import Comparison, Figure, interleaved, measuring, milliseconds, number, timed
 from sessions.engine.attention import Receiver
 from sessions.engine.batch import SEQUENCE, Batch
-from sessions.engine.kv_cache import KVCache, LayerLayout
+from sessions.engine.kv_cache import KVCache, LayerLayout, bytes_per_token
 from sessions.engine.native.kernels import NativeAttention, NativePool
 from sessions.engine.torch_attention import TorchAttention
 
 BLOCK_SIZE: Final = 16
 CHUNK: Final = 256
 """Tokens of a prefill step: the default token budget."""
+SMALL_CHUNKS: Final = (8, 16, 64)
+"""Tokens of a prompt that is computed beside streams (`engine/pace.py`)."""
 BATCHES: Final = (1, 4, 8, 16)
 CONTEXTS: Final = (128, 1024, 4096)
 QUICK_BATCHES: Final = (1, 8)
@@ -43,49 +46,79 @@ class Case:
             return f"decode, batch {self.batch}, context {self.context}"
         return f"chunk of {self.num_tokens} after {self.context}"
 
+    @property
+    def unit(self) -> str:
+        return "GB/s" if self.num_tokens == 1 else "GFLOP/s"
+
+    def work(self, cache: KVCache) -> int:
+        """Bytes of K and V read (decoding), or multiply-adds counted as two (a chunk), over all layers."""
+        seen = sum(range(self.context + 1, self.context + self.num_tokens + 1)) * self.batch
+        if self.num_tokens == 1:
+            return seen * bytes_per_token(cache.layers, cache.dtype)
+        return 2 * seen * sum(kv.num_heads * (kv.head_dim + kv.value_head_dim) for kv in cache.layers)
+
 
 @click.command()
 @click.option("--model", default="default", show_default=True, help="Whose shapes; K and V are random.")
-@click.option("--kv-dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float16", show_default=True)
+@click.option(
+    "--kv-dtype",
+    "kv_dtypes",
+    multiple=True,
+    type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+    default=("float16", "int8"),
+    show_default=True,
+    help="What the kernels read; torch reads the first.",
+)
 @click.option("--repeats", default=9, show_default=True)
 @click.option("--quick", is_flag=True, help="Few cases, few repeats.")
 @torch.inference_mode()
-def attention(model: str, kv_dtype: str, repeats: int, quick: bool) -> None:
+def attention(model: str, kv_dtypes: Sequence[str], repeats: int, quick: bool) -> None:
     """Attention by batch and context: native kernels and torch."""
     shapes = read_shapes(model_folder(model))
     batches, contexts = (QUICK_BATCHES, QUICK_CONTEXTS) if quick else (BATCHES, CONTEXTS)
     repeats = min(repeats, 3) if quick else repeats
     cases = [Case(batch, context, 1) for batch in batches for context in contexts]
     cases += [Case(1, context, CHUNK) for context in (0, *contexts[1:])]
-    title = f"attention: {shapes.num_layers} layers of {model}, KV {kv_dtype}, {describe_torch()}"
-    with measuring(title):
+    cases += [Case(1, context, num_tokens) for context in contexts[1:] for num_tokens in SMALL_CHUNKS]
+    with measuring(f"attention: {shapes.num_layers} layers of {model}, {describe_torch()}"):
         kernels = find_kernels()
         if kernels is None:
             raise click.ClickException("Without the kernels there is nothing to compare.")
         print(f"   torch reads memory at {read_bandwidth():.1f} GB/s (sum of 1 GiB fp32)")
-        cache = random_cache(shapes, getattr(torch, kv_dtype), max(case.batch * case.num_blocks for case in cases))
-        pool = NativePool(kernels, cache, BLOCK_SIZE * max(case.num_blocks for case in cases))
-        comparison = Comparison(["torch", "native"])
-        for case in cases:
-            step = Step(case, cache)
-            functions = {
-                "torch": lambda step=step: step.run(TorchAttention(step.batch, cache)),
-                "native": lambda step=step: step.run(NativeAttention(pool, step.batch)),
-            }
-            for subject, seconds in interleaved(functions, repeats).items():
-                note = f"native {number(step.work(median(seconds)))} {step.unit}" if subject == "native" else ""
-                comparison.add(Figure(case.name, "ms"), subject, milliseconds(seconds), note)
-        comparison.print()
+        num_blocks = max(case.batch * case.num_blocks for case in cases)
+        caches = {name: random_cache(shapes, getattr(torch, name), num_blocks) for name in kv_dtypes}
+        length = BLOCK_SIZE * max(case.num_blocks for case in cases)
+        pools = {name: NativePool(kernels, cache, length) for name, cache in caches.items()}
+        compare(cases, caches[kv_dtypes[0]], pools, repeats).print()
+
+
+def compare(cases: Sequence[Case], reference: KVCache, pools: Mapping[str, NativePool], repeats: int) -> Comparison:
+    """Every case over the reference by torch, and over every pool by its kernels."""
+    plain = f"torch {str(reference.dtype).removeprefix('torch.')}"
+    comparison = Comparison([plain, *pools])
+    for case in cases:
+        step = Step(case, reference)
+        functions: dict[str, Callable[[], None]] = {
+            plain: lambda step=step: step.run(TorchAttention(step.batch, reference))
+        }
+        for name, pool in pools.items():
+            functions[name] = lambda step=step, pool=pool: step.run(NativeAttention(pool, step.batch))
+        seconds = interleaved(functions, repeats)
+        rates = (number(case.work(pool.cache) / median(seconds[name]) / 1e9) for name, pool in pools.items())
+        note = f"{', '.join(rates)} {case.unit}"
+        for name, samples in seconds.items():
+            comparison.add(Figure(case.name, "ms"), name, milliseconds(samples), note)
+    return comparison
 
 
 def random_cache(shapes: Shapes, dtype: torch.dtype, num_blocks: int) -> KVCache:
     """A pool full of noise, the same in all layers: each has its own memory, which is what counts."""
     layout = LayerLayout(shapes.num_heads, shapes.num_kv_heads, shapes.head_dim, shapes.head_dim, shapes.head_dim**-0.5)
     cache = KVCache([layout] * shapes.num_layers, num_blocks, BLOCK_SIZE, dtype, torch.device("cpu"))
-    for first, *others in (cache.keys, cache.values):
-        first.copy_(torch.randn(first.shape))
-        for other in others:
-            other.copy_(first)
+    slots = torch.arange(num_blocks * BLOCK_SIZE)
+    key, value = torch.randn(2, len(slots), shapes.num_kv_heads, shapes.head_dim)
+    for layer in range(shapes.num_layers):
+        cache.write(layer, slots, key, value)
     return cache
 
 
@@ -99,32 +132,17 @@ class Step:
     """One step's batch over shuffled blocks, with its queries, keys and values."""
 
     def __init__(self, case: Case, cache: KVCache) -> None:
-        self._case = case
-        self._cache = cache
+        self._layers = cache.layers
         layout = cache.layers[0]
         num_rows = case.batch * case.num_tokens
         self._query = torch.randn(num_rows, layout.num_heads, layout.head_dim)
         self._key = torch.randn(num_rows, layout.num_kv_heads, layout.head_dim)
         self._value = torch.randn(num_rows, layout.num_kv_heads, layout.value_head_dim)
-        self.batch = make_batch(case, len(cache.keys[0]))
+        self.batch = make_batch(case, cache.num_blocks)
 
     def run(self, receiver: Receiver) -> None:
-        for layer, layout in enumerate(self._cache.layers):
+        for layer, layout in enumerate(self._layers):
             receiver.attend(layer, self._query, self._key, self._value, layout.scaling, layout.sliding_window)
-
-    @property
-    def unit(self) -> str:
-        return "GB/s" if self._case.num_tokens == 1 else "GFLOP/s"
-
-    def work(self, seconds: float) -> float:
-        """Of K and V read (decoding), or of multiply-adds counted as two (a chunk), per second."""
-        case, cache = self._case, self._cache
-        layout = cache.layers[0]
-        seen = sum(range(case.context + 1, case.context + case.num_tokens + 1)) * case.batch
-        width = layout.head_dim + layout.value_head_dim
-        if case.num_tokens == 1:
-            return seen * layout.num_kv_heads * width * cache.dtype.itemsize * len(cache.layers) / seconds / 1e9
-        return 2 * seen * layout.num_heads * width * len(cache.layers) / seconds / 1e9
 
 
 def make_batch(case: Case, num_blocks: int) -> Batch:

@@ -34,6 +34,8 @@ ARITHMETICS = {
         Arithmetic("fp32", "none", "float32", True),
         Arithmetic("fp16", "fp16", "float16", True),
         Arithmetic("int8", "int8", "float16", True),
+        Arithmetic("fp16-kv8", "fp16", "int8", True),
+        Arithmetic("int8-kv8", "int8", "int8", True),
     )
 }
 

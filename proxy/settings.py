@@ -90,8 +90,10 @@ class Settings(BaseSettings):
         "auto",
         description="How weights are packed on CPU: `fp16` (error about 2e-4; `auto`), `int8`, `none` (float32).",
     )
-    kv_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of the KV pool; `auto` is float16 beside packed weights, else that of `dtype`."
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="Type of the KV pool; `auto` is float16 beside packed weights, else that of `dtype`; `int8` holds "
+        "nearly twice float16's tokens.",
     )
     num_threads: int = Field(0, description="CPU threads of the model; 0 means all physical cores.", ge=0, le=1024)
 

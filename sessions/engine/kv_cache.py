@@ -1,15 +1,20 @@
 """The K and V tensors of the pool: their layout, their size, and blocks in and out. Holds no bookkeeping.
 
     per layer   K [num_blocks, kv_heads, head_dim, block_size]     V [num_blocks, kv_heads, block_size, value_head_dim]
+    int8 only   scales of K, of V [num_blocks, kv_heads, block_size] fp32
     slot        block_id * block_size + offset                     one token's place; its K is stored after RoPE
 
 K stands transposed inside its block, so that neighbouring keys are one vector load: scores and weighted values are then
 both sums of outer products, with nothing to add up across lanes (`native/kernels.cpp`).
+
+In int8 each token has a scale per KV head for K and one for V, of its own numbers alone: what a token leaves in the
+pool never depends on its neighbours, so it is the same however the tokens were cut into steps.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +22,11 @@ import psutil
 import torch
 
 from sessions.pool_size import PoolSize
+
+STEPS: Final = 127
+"""Integers on each side of zero that int8 KV is rounded to."""
+SMALLEST: Final = 1e-30
+"""K or V of a head whose numbers are all below is stored as zeros: the inverse of its scale would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +62,33 @@ class KVCache:
         self.values = [
             _zeros((num_blocks, kv.num_kv_heads, block_size, kv.value_head_dim), dtype, device) for kv in layers
         ]
-        self._bytes = [cache.view(num_blocks, -1).view(torch.uint8) for cache in (*self.keys, *self.values)]
+        scaled = layers if dtype == torch.int8 else ()
+        self.key_scales, self.value_scales = (
+            [_zeros((num_blocks, kv.num_kv_heads, block_size), torch.float32, device) for kv in scaled] for _ in "kv"
+        )
+        self._parts = (*self.keys, *self.values, *self.key_scales, *self.value_scales)
+        self._bytes = [part.view(num_blocks, -1).view(torch.uint8) for part in self._parts]
         self.block_bytes = sum(part.shape[1] for part in self._bytes)
-        shapes = ["x".join(map(str, cache.shape[1:])) for cache in (*self.keys, *self.values)]
+        shapes = ["x".join(map(str, part.shape[1:])) for part in self._parts]
         self.layout = f"{dtype} {' '.join(shapes)}"
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """slots [T] int64, key [T, kv_heads, head_dim], value [T, kv_heads, value_head_dim]; cast to its dtype."""
+        """slots [T] int64, key [T, kv_heads, head_dim], value [T, kv_heads, value_head_dim]; rounded to its dtype."""
         blocks, offsets = slots // self.block_size, slots % self.block_size
+        if self.dtype == torch.int8:
+            key, self.key_scales[layer][blocks, :, offsets] = round_to_int8(key)
+            value, self.value_scales[layer][blocks, :, offsets] = round_to_int8(value)
         self.keys[layer][blocks, :, :, offsets] = key.to(self.dtype)
         self.values[layer][blocks, :, offsets] = value.to(self.dtype)
 
     def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of K [n, kv_heads, head_dim] and V [n, kv_heads, value_head_dim] at slots [n]."""
+        """Copies of K [n, kv_heads, head_dim] and V [n, kv_heads, value_head_dim] at slots [n]; fp32 where int8."""
         blocks, offsets = slots // self.block_size, slots % self.block_size
-        return self.keys[layer][blocks, :, :, offsets], self.values[layer][blocks, :, offsets]
+        key, value = self.keys[layer][blocks, :, :, offsets], self.values[layer][blocks, :, offsets]
+        if self.dtype == torch.int8:
+            key = key * self.key_scales[layer][blocks, :, offsets][..., None]
+            value = value * self.value_scales[layer][blocks, :, offsets][..., None]
+        return key, value
 
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copy whole blocks, all layers; every source is read before any destination is written."""
@@ -74,8 +96,8 @@ class KVCache:
             return
         source = torch.tensor(sources, device=self.device)
         destination = torch.tensor(destinations, device=self.device)
-        for cache in (*self.keys, *self.values):
-            cache[destination] = cache[source]
+        for part in self._parts:
+            part[destination] = part[source]
 
     def read_blocks(self, block_ids: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
         """Copy whole blocks to the host, into `out` [n, block_bytes]. Any thread; may be torn if they are written.
@@ -106,6 +128,19 @@ class KVCache:
             start = end
 
 
+def round_to_int8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [..., n] -> int8 [..., n] and scales [...] fp32, whose product is x but for rounding. The kernels' very bits.
+
+    What is not finite makes its scale NaN or infinite: it shows wherever it is read, as in the other dtypes.
+    """
+    x = x.float()
+    largest = x.abs().amax(dim=-1)
+    scales = torch.where(largest <= SMALLEST, 0, largest * (1 / STEPS))
+    usable = (largest > SMALLEST) & largest.isfinite()
+    rounded = (x * (STEPS * largest.reciprocal())[..., None]).round()
+    return torch.where(usable[..., None], rounded, 0).to(torch.int8), scales
+
+
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros, because a padded slot that is read and masked must be finite.
 
@@ -117,8 +152,12 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def bytes_per_token(layers: Sequence[LayerLayout], dtype: torch.dtype) -> int:
-    """K and V of one token over all layers, in bytes."""
-    return sum(layer.num_kv_heads * (layer.head_dim + layer.value_head_dim) for layer in layers) * dtype.itemsize
+    """K and V of one token over all layers, scales included, in bytes."""
+    scale_bytes = 2 * torch.float32.itemsize if dtype == torch.int8 else 0
+    return sum(
+        layer.num_kv_heads * ((layer.head_dim + layer.value_head_dim) * dtype.itemsize + scale_bytes)
+        for layer in layers
+    )
 
 
 def num_blocks_for(

@@ -24,8 +24,19 @@ NONE: Quantization = "none"
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("window", [None, 9])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
-def test_picked_attention_is_plain_attention(device: str, window: int | None, dtype: torch.dtype, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype", "limit"),
+    [
+        (torch.float32, torch.float32, 1e-4),
+        (torch.bfloat16, torch.bfloat16, 3e-2),
+        (torch.float16, torch.float16, 5e-3),
+        (torch.float32, torch.int8, 2e-2),
+        (torch.bfloat16, torch.int8, 4e-2),
+    ],
+)
+def test_picked_attention_is_plain_attention(
+    device: str, window: int | None, dtype: torch.dtype, kv_dtype: torch.dtype, limit: float
+) -> None:
     layout = LayerLayout(8, 2, 64, 64, 0.125, window)
     generator = torch.Generator().manual_seed(1)
     whole = [
@@ -33,9 +44,9 @@ def test_picked_attention_is_plain_attention(device: str, window: int | None, dt
     ]
     place = torch.device(device)
     tables = torch.randperm(24, generator=generator).to(torch.int32).numpy().reshape(4, 6)
-    cache = KVCache([layout], 24, BLOCK_SIZE, dtype, place)
+    cache = KVCache([layout], 24, BLOCK_SIZE, kv_dtype, place)
     loaded = LoadedModel(
-        forward=refuse, layers=(layout,), arithmetic=Arithmetic(place, dtype, NONE, dtype), max_model_len=96
+        forward=refuse, layers=(layout,), arithmetic=Arithmetic(place, dtype, NONE, kv_dtype), max_model_len=96
     )
     attention = pick_attention(loaded, cache)
 

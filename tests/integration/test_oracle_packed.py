@@ -45,7 +45,7 @@ def prepare(model: Any, quantization: Quantized, kv_dtype: torch.dtype) -> Loade
     return prepare_model(model, kernels, quantization, kv_dtype)
 
 
-@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("quantization", ["fp16", "int8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_answer(kind: str, quantization: Quantized, kv_dtype: torch.dtype) -> None:

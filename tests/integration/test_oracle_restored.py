@@ -19,7 +19,8 @@ from sessions.tiers.segment_store import SegmentStore
 from tests.oracle import SERVED, Bench, ColdOracle, assert_right, cache_dir, families, tiny_model, tiny_prompts
 
 CASES = [(kind, kernels, torch.float32) for kind in ("llama", "mistral", "gpt2") for kernels in (False, True)]
-CASES += [("llama", True, kv_dtype) for kv_dtype in (torch.float16, torch.bfloat16)]
+CASES += [("llama", True, kv_dtype) for kv_dtype in (torch.float16, torch.bfloat16, torch.int8)]
+CASES += [("mistral", False, torch.int8)]
 """Full attention, a sliding window, transposed weights."""
 
 

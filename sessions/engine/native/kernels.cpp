@@ -22,8 +22,9 @@ typedef int32_t v8i __attribute__((vector_size(32)));
 typedef uint16_t v8h __attribute__((vector_size(16)));
 typedef int16_t v16s __attribute__((vector_size(32)));
 typedef int8_t v16b __attribute__((vector_size(16)));
+typedef int8_t v8b __attribute__((vector_size(8)));
 
-enum Dtype : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
+enum Dtype : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3 };
 
 constexpr int LANES = 8;
 constexpr int ROW_GROUP = 6;      // rows that share one load of K or V: 6 x 2 accumulators fill 16 registers
@@ -32,20 +33,31 @@ constexpr int TILE_KEYS = 128;    // keys between two rescalings of the running 
 constexpr int PARTITION = 512;    // keys whose softmax is summed on its own, then merged in order
 constexpr int MAX_HEAD_DIM = 256;
 constexpr float NEGATIVE = -INFINITY;
+constexpr float STEPS = 127;        // integers on each side of zero that int8 KV is rounded to
+constexpr float SMALLEST = 1e-30f;  // below, K or V of a head is stored as zeros: 1 / scale would overflow
 
 inline v8 load(const float* p) { v8 v; memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, v8 v) { memcpy(p, &v, sizeof v); }
 inline v8 splat(float x) { return v8{x, x, x, x, x, x, x, x}; }
 
-// -- element types of the pool --
+// -- element types of the pool: `put_all` stores one token's K or V, elements `stride` apart; only I8 has a scale --
 
-struct F32 {
+template <class T>
+struct Plain {
+    static constexpr bool SCALED = false;
+    template <class E>
+    static inline void put_all(const float* from, int count, E* to, int64_t stride, float*) {
+        for (int d = 0; d < count; d++) T::put(to + d * stride, from[d]);
+    }
+};
+
+struct F32 : Plain<F32> {
     typedef float type;
     static inline v8 load8(const float* p) { return load(p); }
     static inline void put(float* p, float x) { *p = x; }
 };
 
-struct F16 {
+struct F16 : Plain<F16> {
     typedef uint16_t type;
 #if defined(__F16C__)
     static inline v8 load8(const uint16_t* p) { return (v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
@@ -60,7 +72,7 @@ struct F16 {
 #endif
 };
 
-struct BF16 {
+struct BF16 : Plain<BF16> {
     typedef uint16_t type;
     static inline v8 load8(const uint16_t* p) {
         v8h h; memcpy(&h, p, sizeof h);
@@ -70,6 +82,40 @@ struct BF16 {
     static inline void put(uint16_t* p, float x) {  // round to nearest even, as torch does
         uint32_t bits; memcpy(&bits, &x, 4);
         *p = isnan(x) ? 0x7FC0 : (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    }
+};
+
+struct I8 {
+    typedef int8_t type;
+    static constexpr bool SCALED = true;
+    static inline v8 load8(const int8_t* p) {
+#if defined(__AVX2__)
+        return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+        v8b narrow; memcpy(&narrow, p, sizeof narrow);
+        return __builtin_convertvector(narrow, v8);
+#endif
+    }
+    // The bits of kv_cache.round_to_int8. What is not finite leaves a scale that is not, and so shows when it is read.
+    static inline void put_all(const float* from, int count, int8_t* to, int64_t stride, float* scale) {
+        int32_t top = 0;  // magnitudes compare as their bits do, and NaN is above all
+        for (int d = 0; d < count; d++) {
+            int32_t bits;
+            memcpy(&bits, from + d, sizeof bits);
+            bits &= INT32_MAX;
+            top = bits > top ? bits : top;
+        }
+        float largest;
+        memcpy(&largest, &top, sizeof largest);
+        *scale = largest <= SMALLEST ? 0 : largest * (1 / STEPS);
+        if (largest <= SMALLEST || !(largest < INFINITY)) {
+            for (int d = 0; d < count; d++) to[d * stride] = 0;
+            return;
+        }
+        const float inverse = STEPS * (1 / largest);
+        int8_t rounded[MAX_HEAD_DIM];
+        for (int d = 0; d < count; d++) rounded[d] = (int8_t)rintf(from[d] * inverse);
+        for (int d = 0; d < count; d++) to[d * stride] = rounded[d];
     }
 };
 
@@ -120,10 +166,11 @@ struct Sequence {
 };
 
 // One layer of the pool.  keys [num_blocks, kv_heads, head_dim, block_size]: transposed inside the block, so that eight
-// neighbouring keys are one load.  values [num_blocks, kv_heads, block_size, value_dim].
+// neighbouring keys are one load.  values [num_blocks, kv_heads, block_size, value_dim].  scales [num_blocks, kv_heads,
+// block_size], of int8 only.
 struct LayerPool {
-    void* keys;
-    void* values;
+    void *keys, *values;
+    float *key_scales, *value_scales;
     int32_t dtype, block_size, kv_heads, head_dim, value_dim, unused;
 };
 
@@ -147,7 +194,8 @@ namespace {
 // -- attention --
 
 template <int R, int W, class T>
-inline void scores_of(const float* q, int head_dim, const typename T::type* const* k, int64_t stride, float* out) {
+inline void scores_of(const float* q, int head_dim, const typename T::type* const* k, int64_t stride,
+                      const float* key_scale, float* out) {
     // q [R, head_dim]; k: W columns of 8 keys, [head_dim] apart by stride -> out [R, TILE_KEYS], 8 W columns
     v8 sum[R][W];
     for (int r = 0; r < R; r++)
@@ -161,7 +209,10 @@ inline void scores_of(const float* q, int head_dim, const typename T::type* cons
         }
     }
     for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) store(out + r * TILE_KEYS + w * LANES, sum[r][w]);
+        for (int w = 0; w < W; w++) {
+            if constexpr (T::SCALED) sum[r][w] *= load(key_scale + w * LANES);
+            store(out + r * TILE_KEYS + w * LANES, sum[r][w]);
+        }
 }
 
 template <int R, int W, class T>
@@ -184,11 +235,13 @@ inline void weigh_values(const float* p, const typename T::type* v, int64_t valu
 
 // Few rows take more columns at once: enough independent sums to keep the multipliers busy, still within registers.
 template <int R, class T>
-void score_rows(const float* q, int head_dim, const typename T::type* const* k, int columns, int64_t stride, float* out) {
+void score_rows(const float* q, int head_dim, const typename T::type* const* k, int columns, int64_t stride,
+                const float* key_scale, float* out) {
     constexpr int WIDE = R <= 3 ? 4 : 2;
     int w = 0;
-    for (; w + WIDE <= columns; w += WIDE) scores_of<R, WIDE, T>(q, head_dim, k + w, stride, out + w * LANES);
-    for (; w < columns; w++) scores_of<R, 1, T>(q, head_dim, k + w, stride, out + w * LANES);
+    for (; w + WIDE <= columns; w += WIDE)
+        scores_of<R, WIDE, T>(q, head_dim, k + w, stride, key_scale + w * LANES, out + w * LANES);
+    for (; w < columns; w++) scores_of<R, 1, T>(q, head_dim, k + w, stride, key_scale + w * LANES, out + w * LANES);
 }
 
 template <int R, class T>
@@ -229,9 +282,10 @@ struct Task {
     int kv_head, first_token, num_tokens, part, num_parts;  // part -1: all partitions, merged in place
 };
 
-// Rescale what is there and turn scores into weights; masks what the row may not see.
+// Rescale what is there and turn scores into weights, of the integers where V is scaled; masks what the row may not see.
+template <class T>
 inline void soften(Running& run, float* scores, int r, int64_t first_key, int width, int64_t low, int64_t high,
-                   int value_dim) {
+                   int value_dim, const float* value_scale) {
     float* s = scores + r * TILE_KEYS;
     int from = low > first_key ? (int)(low - first_key < width ? low - first_key : width) : 0;
     int to = high - first_key < width ? (int)(high - first_key > 0 ? high - first_key : 0) : width;
@@ -248,8 +302,9 @@ inline void soften(Running& run, float* scores, int r, int64_t first_key, int wi
     v8 total = splat(0);
     for (int j = 0; j < width; j += LANES) {
         v8 weight = exp8(load(s + j) - splat(peak));
-        store(s + j, weight);
         total += weight;
+        if constexpr (T::SCALED) weight *= load(value_scale + j);
+        store(s + j, weight);
     }
     float* sum = run.sum + r * MAX_HEAD_DIM;
     if (run.peak[r] == NEGATIVE) {
@@ -274,6 +329,7 @@ void attend_partition(const AttentionCall& call, const Task& task, const float* 
     const int64_t first_position = seq.start + task.first_token, last_position = first_position + task.num_tokens - 1;
     const int64_t key_stride = (int64_t)hd * bs, value_stride = (int64_t)bs * vd;
     alignas(32) float scores[MAX_ROWS * TILE_KEYS];
+    alignas(32) float key_scale[TILE_KEYS], value_scale[TILE_KEYS];
     run.clear(num_rows, vd);
     if (end > last_position + 1) end = last_position + 1;
     if (call.window) {
@@ -287,29 +343,38 @@ void attend_partition(const AttentionCall& call, const Task& task, const float* 
         for (int w = 0; w < columns; w++) {
             const int64_t position = tile + w * LANES, block = seq.block_table[position / bs];
             k[w] = (const element*)pool.keys + (block * pool.kv_heads + task.kv_head) * key_stride + position % bs;
+            if constexpr (T::SCALED) {
+                const int64_t slot = (block * pool.kv_heads + task.kv_head) * bs + position % bs;
+                store(key_scale + w * LANES, load(pool.key_scales + slot));
+                store(value_scale + w * LANES, load(pool.value_scales + slot));
+            }
         }
         if (tile + TILE_KEYS < end)  // blocks lie anywhere: no hardware prefetcher finds the next tile's
             for (int64_t position = tile + TILE_KEYS; position < end && position < tile + 2 * TILE_KEYS; position += bs) {
                 const int64_t place = seq.block_table[position / bs] * (int64_t)pool.kv_heads + task.kv_head;
                 prefetch((const element*)pool.keys + place * key_stride, key_stride);
                 prefetch((const element*)pool.values + place * value_stride, value_stride);
+                if constexpr (T::SCALED) {
+                    prefetch(pool.key_scales + place * bs, bs);
+                    prefetch(pool.value_scales + place * bs, bs);
+                }
             }
         for (int r0 = 0; r0 < num_rows; r0 += ROW_GROUP) {
             const int rows = num_rows - r0 < ROW_GROUP ? num_rows - r0 : ROW_GROUP;
             float* out = scores + r0 * TILE_KEYS;
             const float* from = q + r0 * hd;
             switch (rows) {
-                case 1: score_rows<1, T>(from, hd, k, columns, bs, out); break;
-                case 2: score_rows<2, T>(from, hd, k, columns, bs, out); break;
-                case 3: score_rows<3, T>(from, hd, k, columns, bs, out); break;
-                case 4: score_rows<4, T>(from, hd, k, columns, bs, out); break;
-                case 5: score_rows<5, T>(from, hd, k, columns, bs, out); break;
-                default: score_rows<6, T>(from, hd, k, columns, bs, out);
+                case 1: score_rows<1, T>(from, hd, k, columns, bs, key_scale, out); break;
+                case 2: score_rows<2, T>(from, hd, k, columns, bs, key_scale, out); break;
+                case 3: score_rows<3, T>(from, hd, k, columns, bs, key_scale, out); break;
+                case 4: score_rows<4, T>(from, hd, k, columns, bs, key_scale, out); break;
+                case 5: score_rows<5, T>(from, hd, k, columns, bs, key_scale, out); break;
+                default: score_rows<6, T>(from, hd, k, columns, bs, key_scale, out);
             }
             for (int r = r0; r < r0 + rows; r++) {
                 const int64_t position = first_position + r / group;
                 const int64_t low = call.window ? position - call.window + 1 : 0;
-                soften(run, scores, r, tile, columns * LANES, low, position + 1, vd);
+                soften<T>(run, scores, r, tile, columns * LANES, low, position + 1, vd, value_scale);
             }
             for (int j = 0; j < num_keys;) {  // unwritten slots past num_keys are never read: 0 * NaN is NaN
                 const int64_t position = tile + j, block = seq.block_table[position / bs];
@@ -390,12 +455,11 @@ void store_rows(const AttentionCall& call) {
             for (int h = 0; h < pool.kv_heads; h++) {
                 const float* k = call.key + (seq.row + t) * call.key_row + h * call.key_head;
                 const float* v = call.value + (seq.row + t) * call.value_row + h * call.value_head;
-                typename T::type* keys =
-                    (typename T::type*)pool.keys + ((block * pool.kv_heads + h) * hd) * (int64_t)bs + offset;
-                typename T::type* values =
-                    (typename T::type*)pool.values + ((block * pool.kv_heads + h) * (int64_t)bs + offset) * vd;
-                for (int d = 0; d < hd; d++) T::put(keys + (int64_t)d * bs, k[d]);
-                for (int d = 0; d < vd; d++) T::put(values + d, v[d]);
+                const int64_t place = block * pool.kv_heads + h, slot = place * bs + offset;
+                typename T::type* keys = (typename T::type*)pool.keys + place * hd * bs + offset;
+                typename T::type* values = (typename T::type*)pool.values + slot * vd;
+                T::put_all(k, hd, keys, bs, T::SCALED ? pool.key_scales + slot : nullptr);
+                T::put_all(v, vd, values, 1, T::SCALED ? pool.value_scales + slot : nullptr);
             }
         }
     }
@@ -525,6 +589,7 @@ void anaphora_attention(const AttentionCall* call) {
     switch (call->pool->dtype) {
         case FLOAT16: attend<F16>(*call); break;
         case BFLOAT16: attend<BF16>(*call); break;
+        case INT8: attend<I8>(*call); break;
         default: attend<F32>(*call);
     }
 }

@@ -15,7 +15,7 @@ from sessions.engine.batch import Batch
 from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.native.build import BuildFailed, build
 
-POOL_DTYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+POOL_DTYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 LANES: Final = 8
 """Floats of one vector: block size and value head size must be multiples of it."""
 PANEL: Final = 16
@@ -31,7 +31,7 @@ _F32 = ctypes.c_float
 
 class _LayerPool(ctypes.Structure):
     _fields_ = (
-        ("keys", _P), ("values", _P),
+        ("keys", _P), ("values", _P), ("key_scales", _P), ("value_scales", _P),
         ("dtype", _I32), ("block_size", _I32), ("kv_heads", _I32), ("head_dim", _I32), ("value_dim", _I32),
         ("unused", _I32),
     )  # fmt: skip
@@ -175,20 +175,24 @@ class NativePool:
     def __init__(self, kernels: Kernels, cache: KVCache, max_model_len: int) -> None:
         self.kernels = kernels
         self.cache = cache
-        self._records = [
-            _LayerPool(
-                keys=keys.data_ptr(), values=values.data_ptr(), dtype=POOL_DTYPES[cache.dtype],
-                block_size=cache.block_size, kv_heads=kv.num_kv_heads, head_dim=kv.head_dim,
-                value_dim=kv.value_head_dim,
-            )
-            for keys, values, kv in zip(cache.keys, cache.values, cache.layers, strict=True)
-        ]  # fmt: skip
+        self._records = [_record(cache, layer) for layer in range(len(cache.layers))]
         self.addresses = [ctypes.addressof(record) for record in self._records]
         parts = -(-max_model_len // kernels.partition)
         width = max(kv.value_head_dim for kv in cache.layers) + 2
         # Fixed with the scratch that was sized for it: a later torch.set_num_threads must not outgrow it.
         self.num_threads = torch.get_num_threads()
         self.scratch = torch.empty(4 * self.num_threads * parts * kernels.max_rows * width)
+
+
+def _record(cache: KVCache, layer: int) -> _LayerPool:
+    kv, scaled = cache.layers[layer], bool(cache.key_scales)
+    return _LayerPool(
+        keys=cache.keys[layer].data_ptr(), values=cache.values[layer].data_ptr(),
+        key_scales=cache.key_scales[layer].data_ptr() if scaled else None,
+        value_scales=cache.value_scales[layer].data_ptr() if scaled else None,
+        dtype=POOL_DTYPES[cache.dtype], block_size=cache.block_size, kv_heads=kv.num_kv_heads, head_dim=kv.head_dim,
+        value_dim=kv.value_head_dim,
+    )  # fmt: skip
 
 
 class NativeAttention:

@@ -103,6 +103,9 @@ LENGTHS = [(0, 1), (37, 1), (1100, 1), (0, 50), (30, 23), (600, 130)]
         Case(layout(6, 2, 16, window=600), [*LENGTHS, (1400, 1), (1300, 140)]),
         Case(layout(9, 3, 64), LENGTHS, dtype=torch.float16),
         Case(layout(9, 3, 64), LENGTHS, dtype=torch.bfloat16),
+        Case(layout(9, 3, 64), LENGTHS, dtype=torch.int8),
+        Case(layout(4, 1, 80, 96), LENGTHS, block_size=24, dtype=torch.int8),
+        Case(layout(8, 2, 20, 8, window=7), LENGTHS, block_size=8, dtype=torch.int8),
     ],
     ids=lambda case: f"{case.layout.num_heads}x{case.layout.head_dim}-{case.block_size}-{case.layout.sliding_window}",
 )
@@ -112,15 +115,22 @@ def test_attention_and_what_it_writes_equal_torch(kernels: Kernels, case: Case) 
     twin.fill()
     want, got = case.torch(case.entries()), twin.native(kernels, twin.entries())
     torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-4)
-    assert torch.equal(twin.cache.keys[0], case.cache.keys[0])
-    assert torch.equal(twin.cache.values[0], case.cache.values[0])
+    assert_same_pool(twin.cache, case.cache)
 
 
+def assert_same_pool(one: KVCache, other: KVCache) -> None:
+    """Bit for bit, scales too."""
+    for parts in ("keys", "values", "key_scales", "value_scales"):
+        for mine, theirs in zip(getattr(one, parts), getattr(other, parts), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
 @pytest.mark.parametrize("window", [None, 300])
 def test_a_row_is_the_same_bit_for_bit_alone_in_chunks_in_a_batch_and_on_any_threads(
-    kernels: Kernels, window: int | None
+    kernels: Kernels, window: int | None, dtype: torch.dtype
 ) -> None:
-    case = Case(layout(6, 2, 64, window=window), [(0, 1200), (0, 700), (0, 3)])
+    case = Case(layout(6, 2, 64, window=window), [(0, 1200), (0, 700), (0, 3)], dtype=dtype)
     whole = [case.native(kernels, [(request, 0, count)]) for request, (_, count) in enumerate(case.lengths)]
     together = case.native(kernels, [(0, 1199, 1), (1, 640, 60), (2, 0, 3)])
     assert torch.equal(together, torch.cat([whole[0][1199:], whole[1][640:], whole[2]]))
@@ -136,16 +146,56 @@ def test_a_row_is_the_same_bit_for_bit_alone_in_chunks_in_a_batch_and_on_any_thr
         torch.set_num_threads(threads)
 
 
-def test_garbage_in_slots_nobody_wrote_never_shows(kernels: Kernels) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_garbage_in_slots_nobody_wrote_never_shows(kernels: Kernels, dtype: torch.dtype) -> None:
     """A recycled block holds a stranger's numbers past the last token; NaN there is the worst of them."""
-    case = Case(layout(6, 2, 64), [(40, 1), (40, 6)])
+    case = Case(layout(6, 2, 64), [(40, 1), (40, 6)], dtype=dtype)
     case.fill()
     want = case.native(kernels, case.entries())
+    keys, values = case.cache.keys[0], case.cache.values[0]
     for request, length in enumerate((41, 46)):
         block, used = case.tables[request][-1], length % 16
-        case.cache.keys[0][block, :, :, used:] = torch.nan
-        case.cache.values[0][block, :, used:] = torch.nan
+        if dtype == torch.int8:
+            keys[block, :, :, used:] = values[block, :, used:] = 127
+            case.cache.key_scales[0][block, :, used:] = case.cache.value_scales[0][block, :, used:] = torch.nan
+        else:
+            keys[block, :, :, used:] = values[block, :, used:] = torch.nan
     assert torch.equal(case.native(kernels, case.entries()), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_what_a_token_leaves_in_the_pool_is_the_same_however_the_tokens_are_cut(
+    kernels: Kernels, dtype: torch.dtype
+) -> None:
+    case = Case(layout(6, 2, 64), [(0, 50), (0, 31)], dtype=dtype)
+    case.key[1] *= 100  # a loud neighbour
+    case.native(kernels, [(0, 0, 50), (1, 0, 31)])
+    alone = replace(case)
+    alone.key[1] *= 100
+    for request, start, count in [(1, 0, 17), (0, 0, 1), (0, 1, 23), (1, 17, 14), (0, 24, 26)]:
+        alone.native(kernels, [(request, start, count)])
+    assert_same_pool(alone.cache, case.cache)
+
+
+def test_numbers_that_int8_cannot_hold(kernels: Kernels) -> None:
+    """Zeros and what is next to nothing become zeros; what is not finite shows when it is read, as in any dtype."""
+    case = Case(layout(2, 1, 8), [(0, 6)], block_size=8, dtype=torch.int8)
+    case.key[0][0], case.key[0][1], case.value[0][1] = 0, 1e-38, -1e-31
+    case.key[0][2, 0, 3], case.value[0][3, 0, 7] = torch.inf, torch.nan
+    case.value[0][4] = 3e38
+    twin = replace(case)
+    twin.key, twin.value = case.key, case.value
+    case.torch(case.entries())
+    out = twin.native(kernels, twin.entries())
+    for parts in ("keys", "values", "key_scales", "value_scales"):
+        torch.testing.assert_close(
+            getattr(twin.cache, parts)[0], getattr(case.cache, parts)[0], rtol=0, atol=0, equal_nan=True
+        )
+    key, value = twin.cache.read(0, twin.tables[0][0].item() * 8 + torch.arange(6))
+    assert not key[:2].any() and not value[1].any()
+    assert key[2].isnan().all() and value[3].isnan().all()
+    torch.testing.assert_close(value[4], case.value[0][4])
+    assert out[2:].isnan().all(), "a broken token shows to itself and to those after it"
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64])
