@@ -1,7 +1,8 @@
 """Attention over the block pool, all layers of a step: kernels that read blocks in place beside torch's gather."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Final
 
@@ -98,12 +99,8 @@ def compare(cases: Sequence[Case], reference: KVCache, pools: Mapping[str, Nativ
     comparison = Comparison([plain, *pools])
     for case in cases:
         step = Step(case, reference)
-        functions: dict[str, Callable[[], None]] = {
-            plain: lambda step=step: step.run(TorchAttention(step.batch, reference))
-        }
-        for name, pool in pools.items():
-            functions[name] = lambda step=step, pool=pool: step.run(NativeAttention(pool, step.batch))
-        seconds = interleaved(functions, repeats)
+        functions = {name: partial(run_native, step, pool) for name, pool in pools.items()}
+        seconds = interleaved({plain: partial(run_torch, step, reference), **functions}, repeats)
         rates = (number(case.work(pool.cache) / median(seconds[name]) / 1e9) for name, pool in pools.items())
         note = f"{', '.join(rates)} {case.unit}"
         for name, samples in seconds.items():
@@ -143,6 +140,14 @@ class Step:
     def run(self, receiver: Receiver) -> None:
         for layer, layout in enumerate(self._layers):
             receiver.attend(layer, self._query, self._key, self._value, layout.scaling, layout.sliding_window)
+
+
+def run_torch(step: Step, cache: KVCache) -> None:
+    step.run(TorchAttention(step.batch, cache))
+
+
+def run_native(step: Step, pool: NativePool) -> None:
+    step.run(NativeAttention(pool, step.batch))
 
 
 def make_batch(case: Case, num_blocks: int) -> Batch:
