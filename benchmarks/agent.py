@@ -25,9 +25,9 @@ from typing import Any, Final
 
 import click
 
+from benchmarks.instant_runner import InstantRunner
 from benchmarks.model import model_folder
 from benchmarks.report import print_table
-from benchmarks.text import InstantRunner
 from benchmarks.words import WordSource
 from sessions.conversation import Conversation, Turn
 from sessions.engine.config import EngineConfig

@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     from benchmarks.bench_run import RunOptions
     from benchmarks.servers import Server
 
-STUDY_NAMES: Final = ("weather", "ordering", "scaling")
+STUDY_NAMES: Final = (
+    "inspect",
+    "weather",
+    "ordering",
+    "scaling",
+    "use_cases",
+    "memory",
+    "manager",
+    "sensitivity",
+    "comprehensive",
+    "load",
+    "peers",
+)
 """Written out, so that `--help` need not import them."""
 
 
@@ -95,6 +107,7 @@ def _options(*, quick: bool, names: tuple[str, ...], peers: tuple[str, ...], **g
     from benchmarks.sizes import FULL, QUICK
     from benchmarks.study import LoadOptions
 
+    _check_trace(given["trace"])
     load = {name: given[name] for name in ("rate", "think_time_s", "trace", "time_scale")}
     return RunOptions(
         names=[name for name in STUDY_NAMES if name in (names or STUDY_NAMES)],
@@ -122,6 +135,18 @@ def _measured(options: "RunOptions") -> dict[str, Any]:
         raise click.Abort from None
     except (BenchmarkFailed, OpenAIError, OSError) as failure:
         raise click.ClickException(str(failure)) from failure
+
+
+def _check_trace(trace: Path | None) -> None:
+    """Before anything is started. Raises click.UsageError."""
+    from benchmarks.traces import TraceError, read_trace
+
+    if trace is None:
+        return
+    try:
+        read_trace(trace)
+    except TraceError as error:
+        raise click.UsageError(f"--trace: {trace.name}: {error}.") from None
 
 
 def _peers(texts: tuple[str, ...]) -> "list[Server]":

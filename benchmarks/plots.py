@@ -33,15 +33,18 @@ DPI: Final = 100
 
 
 def save(draw: Callable[[Figure], None], path: Path, height: float) -> None:
-    """Draw a picture into a PNG file."""
+    """Draw a picture into a PNG file. Every linear axis of values begins at zero."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure)
+    for axes in figure.axes:
+        if axes.get_yscale() == "linear" and not axes.yaxis_inverted():
+            axes.set_ylim(bottom=0)
     figure.savefig(path)
 
 
 def tidy(axes: Axes, title: str, x: str, y: str) -> Axes:
-    """Titles, a light grid, values from zero upwards."""
+    """Titles and a light grid. Before anything is drawn."""
     axes.set_title(title, fontsize=11, color=INK, loc="left")
     axes.set_xlabel(x, fontsize=10)
     axes.set_ylabel(y, fontsize=10)
@@ -49,7 +52,6 @@ def tidy(axes: Axes, title: str, x: str, y: str) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(THOUSANDS)
     return axes
 
@@ -113,7 +115,7 @@ def shares(axes: Axes, names: Sequence[str], cached: Sequence[float], computed: 
     longest = max(a + b for a, b in zip(cached, computed, strict=True))
     for row, (have, lack) in enumerate(zip(cached, computed, strict=True)):
         total = have + lack
-        axes.text(total + longest * 0.01, row, f"{have / total:.0%}" if total else "", va="center", fontsize=8.5)
+        axes.text(total + longest * 0.01, row, percent(have, total), va="center", fontsize=8.5)
     axes.set_yticks(rows, names, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.1)
@@ -123,10 +125,27 @@ def shares(axes: Axes, names: Sequence[str], cached: Sequence[float], computed: 
 
 
 def legend(axes: Axes, columns: int = 4) -> None:
-    """Above the plot, where it covers nothing."""
+    """Between the title and the plot, where it covers nothing."""
+    axes.set_title(axes.get_title(loc="left"), fontsize=11, color=INK, loc="left", pad=24)
     axes.legend(
-        fontsize=8.5, frameon=False, ncols=columns, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1
+        fontsize=8.5,
+        frameon=False,
+        ncols=columns,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.1,
+        borderpad=0.2,
+        handlelength=1.6,
+        columnspacing=1.4,
     )
+
+
+def percent(part: float, whole: float) -> str:
+    """Rounded, but 100% only for all of it and 0% only for nothing."""
+    if not whole:
+        return ""
+    rounded = round(100 * part / whole)
+    return f"{min(rounded, 99) if part < whole else rounded}%" if rounded or not part else "<1%"
 
 
 def _label(value: float) -> str:

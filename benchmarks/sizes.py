@@ -31,7 +31,7 @@ class Sizes:
     prefixes: tuple[int, ...] = (128, 512, 1_024, 2_048, 4_096, 8_192)
     sharers: tuple[int, ...] = (1, 10, 100, 1_000)
     sharing_prefix: int = 1_024
-    sharing_own: int = 32
+    sharing_own: int = 24
     workload: int = 120
     workload_pool: int = 12_000
     edited: int = 400

@@ -15,6 +15,7 @@ from typing import Final
 import click
 import msgspec
 
+from benchmarks.instant_runner import InstantRunner
 from benchmarks.model import model_folder
 from benchmarks.report import measuring, number, print_table, timed
 from benchmarks.words import WordSource
@@ -22,7 +23,6 @@ from proxy.body import decode_chat_request
 from proxy.translate import chat_request
 from sessions.conversation import canonical
 from sessions.engine.config import EngineConfig
-from sessions.engine.schedule import Computed, Schedule
 from sessions.hashing import HashChain, RootFields, root_hash, tenant_key
 from sessions.parts import ServiceParts
 from sessions.render import render
@@ -69,16 +69,6 @@ class Turn:
     @property
     def total_s(self) -> float:
         return self.stages["wire"] + self.stages["first token"]
-
-
-class InstantRunner:
-    """`loop.Runner` of a model that costs nothing and always says the same word."""
-
-    def __init__(self, token_id: int) -> None:
-        self._token_id = token_id
-
-    def execute(self, schedule: Schedule) -> list[Computed]:
-        return [Computed((self._token_id,) if entry.samples else ()) for entry in schedule.entries]
 
 
 class Bench:

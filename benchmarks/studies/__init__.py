@@ -2,7 +2,34 @@
 
 from typing import Final
 
-from benchmarks.studies import ordering, scaling, weather
+from benchmarks.studies import (
+    comprehensive,
+    inspect,
+    load,
+    manager,
+    memory,
+    ordering,
+    peers,
+    scaling,
+    sensitivity,
+    use_cases,
+    weather,
+)
 from benchmarks.study import Study
 
-STUDIES: Final[dict[str, Study]] = {study.name: study for study in (weather.STUDY, ordering.STUDY, scaling.STUDY)}
+STUDIES: Final[dict[str, Study]] = {
+    module.STUDY.name: module.STUDY
+    for module in (
+        inspect,
+        weather,
+        ordering,
+        scaling,
+        use_cases,
+        memory,
+        manager,
+        sensitivity,
+        comprehensive,
+        load,
+        peers,
+    )
+}

@@ -114,7 +114,6 @@ def draw(figure: "Figure", results: Results) -> None:
     right.axhline(1, color="#8A8A8A", linewidth=1, linestyle=":")
     for axes in (left, right):
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
         axes.xaxis.set_major_formatter(THOUSANDS)
         legend(axes)
 

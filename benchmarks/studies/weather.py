@@ -112,7 +112,6 @@ def draw(figure: "Figure", results: Results) -> None:
     ):
         line(right, numbers, [Spread.read(s) for s in results["cumulative_ms"][name]], label, colour, marker)
     right.set_xticks(numbers)
-    right.set_ylim(bottom=0)
     legend(right)
 
 
