@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from litestar import Controller, Request, Response, get
@@ -21,18 +20,22 @@ from litestar.response import Stream
 
 from proxy import sse
 from proxy.documented import answers
+from proxy.errors import internal_error_answer, log_unexpected
 from proxy.live_schemas import CacheLive
 from proxy.live_window import RecentPace
 from proxy.schemas import ENCODER
 from proxy.scope import request_scope
 from proxy.settings import Settings
 from sessions.errors import Overloaded
+from sessions.picture import Picture
 from sessions.service import ChatService
 from sessions.types import Tenant
 
 MAX_WATCHERS: Final = 64
 MAX_WATCHERS_PER_TENANT: Final = 16
 _DRAIN_POLL_S: Final = 0.25
+_SHARED_S: Final = 0.2
+"""So old a picture may be that another look is shown."""
 _RETRY_AFTER_S: Final = 10.0
 
 Interval = Annotated[float, QueryParameter(description="Seconds between two events of a stream.", ge=0.2, le=10)]
@@ -60,17 +63,28 @@ class Watchers:
             del self._counts[tenant.id]
 
 
-@dataclass(frozen=True, slots=True)
 class Live:
-    """What a look takes. One per app."""
+    """What a look takes. One per app. However many watch, a tenant's picture is drawn a few times a second at most."""
 
-    pace: RecentPace
-    watchers: Watchers = field(default_factory=Watchers)
+    def __init__(self, pace: RecentPace) -> None:
+        self.pace = pace
+        self.watchers = Watchers()
+        self._drawn: dict[tuple[str, int], tuple[float, Picture]] = {}
 
-    async def moment(self, service: ChatService, tenant: Tenant, max_nodes: int) -> CacheLive:
+    async def moment(self, service: ChatService, tenant: Tenant, max_nodes: int, *, watches: bool) -> CacheLive:
+        """watches: one event of many, for which a picture that was just drawn will do."""
         stats = service.stats()
-        runs = await service.cache.runs(tenant, max_nodes)
-        return CacheLive.of(service.model_id, service.pool_tokens, stats, self.pace.look(stats), runs)
+        picture = self._just_drawn(tenant, max_nodes) if watches else None
+        if picture is None:
+            picture = await service.cache.picture(tenant, max_nodes)
+            if watches:
+                self._drawn[tenant.id, max_nodes] = time.monotonic(), picture
+        return CacheLive.of(service.model_id, service.pool_tokens, stats, self.pace.look(stats), picture)
+
+    def _just_drawn(self, tenant: Tenant, max_nodes: int) -> Picture | None:
+        self._drawn = {key: entry for key, entry in self._drawn.items() if time.monotonic() - entry[0] < _SHARED_S}
+        _, picture = self._drawn.get((tenant.id, max_nodes), (0.0, None))
+        return picture
 
 
 class LiveController(Controller):
@@ -92,18 +106,22 @@ class LiveController(Controller):
     ) -> Response[CacheLive] | Stream:
         """Pool and pace are over all tenants, as in `/metrics`; the tree is the caller's own, every salt of it."""
         held = request_scope(request.scope)
-        first = await live.moment(service, held.caller, nodes)
         if sse.MEDIA_TYPE not in request.headers.get("accept", ""):
-            return Response(first)
+            return Response(await live.moment(service, held.caller, nodes, watches=False))
         live.watchers.enter(held.caller)
         held.given_back.callback(live.watchers.leave, held.caller)
+        first = await live.moment(service, held.caller, nodes, watches=True)
         ends_at = held.started_at + settings.max_completion_time_s
 
         async def events() -> AsyncIterator[bytes]:
             yield _event(first)
-            while await _pause(service, interval_s, ends_at):
-                yield _event(await live.moment(service, held.caller, nodes))
-            yield sse.DONE
+            try:
+                while await _pause(service, interval_s, ends_at):
+                    yield _event(await live.moment(service, held.caller, nodes, watches=True))
+                yield sse.DONE
+            except Exception as error:  # noqa: BLE001 - logged; after the first byte no exception may leave
+                log_unexpected(held.request_id, error)
+                yield sse.error_event(internal_error_answer()) + sse.DONE
 
         return Stream(events(), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 

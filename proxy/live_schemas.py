@@ -4,7 +4,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from sessions.engine.runs import Run, Runs
+from sessions.engine.runs import Run
+from sessions.picture import Picture
 from sessions.reports import Stats
 
 
@@ -54,14 +55,15 @@ class TreeNode(Struct, frozen=True, kw_only=True):
     """Stored blocks that follow each other without a branch.
 
     id: names it in the next picture too. parent: `id` of the node that it follows; null after a root. tier: where it
-    is. start: tokens before it; after a root, those that the operator shares between tenants. tokens: its own.
+    is; `disk` if only there. start: tokens before it, so that one on disk may begin in the middle of its parent; after
+    a root, those that the operator shares between tenants. tokens: its own.
     running: requests that hold it now. paths: stored paths that go through it. hits: later requests whose match ended
     in it. age_s: since its last use; 0 while held. pinned: never evicted. left_out: branches after it not shown.
     """
 
     id: str
     parent: str | None
-    tier: Literal["pool"]
+    tier: Literal["pool", "disk"]
     start: int
     tokens: int
     running: int
@@ -82,15 +84,14 @@ class Tree(Struct, frozen=True, kw_only=True):
     left_out: int
 
     @classmethod
-    def of(cls, runs: Runs) -> "Tree":
+    def of(cls, picture: Picture) -> "Tree":
         ids: list[str] = []
-        for run in runs.shown:
-            before = "" if run.parent is None else ids[run.parent]
-            ids.append(run.first_hash.hex() if run.first_hash is not None else _tail_id(before, ids))
-        nodes = [
-            _node(run, ids[at], None if run.parent is None else ids[run.parent]) for at, run in enumerate(runs.shown)
-        ]
-        return cls(nodes=nodes, left_out=runs.num_left_out)
+        nodes = []
+        for at, run in enumerate(picture.runs):
+            parent = None if run.parent is None else ids[run.parent]
+            ids.append(run.hashes[0].hex() if run.hashes else _tail_id(parent or "", ids))
+            nodes.append(_node(run, ids[at], parent, "pool" if at < picture.num_in_pool else "disk"))
+        return cls(nodes=nodes, left_out=picture.num_left_out)
 
 
 class CacheLive(Struct, frozen=True, kw_only=True):
@@ -109,7 +110,7 @@ class CacheLive(Struct, frozen=True, kw_only=True):
     tree: Tree
 
     @classmethod
-    def of(cls, model: str, num_pool_tokens: int, stats: Stats, window: LiveWindow, runs: Runs) -> "CacheLive":
+    def of(cls, model: str, num_pool_tokens: int, stats: Stats, window: LiveWindow, picture: Picture) -> "CacheLive":
         return cls(
             model=model,
             running=stats.num_requests_running,
@@ -122,7 +123,7 @@ class CacheLive(Struct, frozen=True, kw_only=True):
                 disk_bytes=stats.disk_bytes,
             ),
             window=window,
-            tree=Tree.of(runs),
+            tree=Tree.of(picture),
         )
 
 
@@ -132,11 +133,11 @@ def _tail_id(before: str, taken: list[str]) -> str:
     return f"{stem}{sum(other.startswith(stem) for other in taken)}"
 
 
-def _node(run: Run, node_id: str, parent: str | None) -> TreeNode:
+def _node(run: Run, node_id: str, parent: str | None, tier: Literal["pool", "disk"]) -> TreeNode:
     return TreeNode(
         id=node_id,
         parent=parent,
-        tier="pool",
+        tier=tier,
         start=run.start,
         tokens=run.num_tokens,
         running=run.ref_count,

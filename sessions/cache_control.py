@@ -16,6 +16,7 @@ from sessions.engine.pins import PinLimitExceeded
 from sessions.engine.runs import Runs
 from sessions.errors import InvalidRequest
 from sessions.hashing import HashChain
+from sessions.picture import Picture, picture_of
 from sessions.prompting import Prompter
 from sessions.replies import Replies
 from sessions.sightings import Sightings
@@ -76,14 +77,23 @@ class CacheControl:
         found = await asyncio.to_thread(self._disk.holdings, self._unsalted(tenant))
         return [holding for holding in found if self._pool.find(holding.leaf_hash) is None]
 
-    async def runs(self, tenant: Tenant, max_runs: int) -> Runs:
-        """What this tenant has in the pool as at most so many runs of blocks, the last used first."""
+    async def picture(self, tenant: Tenant, max_runs: int) -> Picture:
+        """What this tenant has as at most so many runs: in the pool, the last used first, then on disk alone."""
 
         def look() -> Runs:
             roots = self._pool.roots_of(tenant.id)
             return self._pool.runs(roots, time.monotonic(), max_runs=max_runs, max_blocks=MAX_BLOCKS_PER_LOOK)
 
-        return await self._between_steps(look)
+        runs, segments = await self._between_steps(look), []
+        if self._disk is not None:
+            segments = await asyncio.to_thread(self._disk.recent, self._unsalted(tenant), max_runs)
+        return picture_of(
+            runs,
+            segments,
+            lambda block_hash: self._pool.find(block_hash) is not None,
+            block_size=self._pool.block_size,
+            max_runs=max_runs,
+        )
 
     async def totals(self, tenant: Tenant) -> Totals:
         """What a tenant has, each block counted once."""

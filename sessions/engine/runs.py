@@ -9,8 +9,8 @@ by those that are stored.
 """
 
 import heapq
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
 from typing import NamedTuple
@@ -21,25 +21,24 @@ from sessions.types import BlockHash
 
 @dataclass(slots=True)
 class Run:
-    """parent: index of the run that this one follows; None after a root.
+    """parent: index of the run that this one follows; None after a root. start: tokens before it, declared ones too.
 
-    first_hash, last_hash: of its first and last full block; None where there is none. start: tokens before it, declared
-    ones included. ref_count: requests that hold its beginning now. num_paths: stored paths that go through it, those
-    not shown included as far as they were looked at. num_hits: later requests whose match ended in it. age_s: since any
-    of it was last used; 0 while held. num_left_out: branches after it that are not shown.
+    hashes: of its full blocks; after them it may have less than a block. ref_count: requests that hold its beginning
+    now. age_s: since any of it was last used; 0 while held. num_paths: stored paths that go through it, those not shown
+    included as far as they were looked at. num_hits: later requests whose match ended in it. num_left_out: branches
+    after it that are not shown.
     """
 
     parent: int | None
-    first_hash: BlockHash | None
-    last_hash: BlockHash | None
     start: int
-    ref_count: int
-    age_s: float
-    is_pinned: bool
+    age_s: float = 0.0
+    ref_count: int = 0
+    is_pinned: bool = False
     num_tokens: int = 0
     num_paths: int = 0
     num_hits: int = 0
     num_left_out: int = 0
+    hashes: list[BlockHash] = field(default_factory=list)
 
 
 class Runs(NamedTuple):
@@ -61,38 +60,41 @@ class _Waiting(NamedTuple):
 def list_runs(tops: Iterable[Children | tuple[()]], now: float, *, max_runs: int, max_blocks: int) -> Runs:
     """What is stored from the first blocks of some roots on, as at most `max_runs` runs.
 
-    O(max_blocks log max_blocks). Where a block has more children than may be looked at, which of them are is no matter
+    O(max_blocks log max_runs). Where a block has more children than may be looked at, which of them are is no matter
     of their use.
     """
-    walk, num_tops = _Walk(now, max_blocks), 0
+    walk, num_tops = _Walk(now, max_runs, max_blocks), 0
     for first_blocks in tops:
         num_tops += len(first_blocks)
         walk.add(first_blocks, None)
     while walk.waiting and len(walk.runs) < max_runs:
         walk.next_run()
     num_shown_tops = sum(run.parent is None for run in walk.runs)
-    _count_paths(walk.runs)
+    count_paths(walk.runs)
     return Runs(walk.runs, num_tops - num_shown_tops)
 
 
 class _Walk:
     """Runs so far, and where others begin."""
 
-    def __init__(self, now: float, max_blocks: int) -> None:
+    def __init__(self, now: float, max_runs: int, max_blocks: int) -> None:
         self.runs: list[Run] = []
         self.waiting: list[_Waiting] = []
         self._now = now
+        self._max_runs = max_runs
         self._num_left = max_blocks
         self._order = 0
         self._declared: dict[Block | None, int] = {None: 0}
 
     def add(self, blocks: Iterable[Block], parent: int | None) -> None:
-        """As many of `blocks` as may still be looked at."""
-        for block in islice(blocks, self._num_left):
-            idle_since = -inf if block.ref_count else -block.last_used_at
-            heapq.heappush(self.waiting, _Waiting(idle_since, self._order, block, parent))
+        """As many of `blocks` as may still be looked at; of those the last used, for no more can be shown."""
+        looked_at = list(islice(blocks, self._num_left))
+        self._num_left -= len(looked_at)
+        if len(looked_at) > self._max_runs:
+            looked_at = heapq.nsmallest(self._max_runs, looked_at, _idle_since)
+        for block in looked_at:
+            heapq.heappush(self.waiting, _Waiting(_idle_since(block), self._order, block, parent))
             self._order += 1
-            self._num_left -= 1
 
     def next_run(self) -> None:
         """Walk the run that was used last of those that wait."""
@@ -102,7 +104,8 @@ class _Walk:
         while True:
             run.num_tokens += len(block.token_ids)
             run.num_hits += block.num_hits
-            run.last_hash = block.block_hash or run.last_hash
+            if block.block_hash is not None:
+                run.hashes.append(block.block_hash)
             children = block.children
             if children is None or len(children) != 1 or not self._num_left:
                 break
@@ -112,20 +115,15 @@ class _Walk:
         self.add(children or (), len(self.runs) - 1)
 
     def _begin(self, top: _Waiting) -> Run:
-        block, start = top.block, 0
-        if top.parent is not None:
+        block = top.block
+        if top.parent is None:
+            start = self._num_declared(block.parent)
+        else:
             before = self.runs[top.parent]
             before.num_left_out -= 1
-            start = before.start + before.num_tokens
-        return Run(
-            top.parent,
-            block.block_hash,
-            None,
-            start if top.parent is not None else self._num_declared(block.parent),
-            block.ref_count,
-            0.0 if block.ref_count else self._now - block.last_used_at,
-            block.num_pins > 0,
-        )
+            start = _end(before)
+        age_s = 0.0 if block.ref_count else self._now - block.last_used_at
+        return Run(top.parent, start, age_s, block.ref_count, block.num_pins > 0)
 
     def _num_declared(self, last: Block | None) -> int:
         """Tokens up to and including `last`, which the operator shares between tenants."""
@@ -137,9 +135,22 @@ class _Walk:
         return num_tokens
 
 
-def _count_paths(runs: list[Run]) -> None:
-    for run in reversed(runs):  # what follows a run stands after it
-        run.num_paths += run.num_left_out
-        run.num_paths = max(run.num_paths, 1)
+def _idle_since(block: Block) -> float:
+    """Smaller is later."""
+    return -inf if block.ref_count else -block.last_used_at
+
+
+def count_paths(runs: Sequence[Run]) -> None:
+    """Of every run, from those that follow it; one that nothing follows at its end ends a path of its own. Mutates."""
+    for run in runs:
+        run.num_paths = run.num_left_out
+    goes_on = {run.parent for run in runs if run.parent is not None and run.start == _end(runs[run.parent])}
+    for at in reversed(range(len(runs))):  # what follows a run stands after it
+        run = runs[at]
+        run.num_paths += at not in goes_on and not run.num_left_out
         if run.parent is not None:
             runs[run.parent].num_paths += run.num_paths
+
+
+def _end(run: Run) -> int:
+    return run.start + run.num_tokens

@@ -11,6 +11,6 @@ segment_file.py   the format of a file
 
 from sessions.tiers.disk_tier import DiskOptions, DiskStats, DiskTier, open_disk_tier
 from sessions.tiers.segment_file import Anchor
-from sessions.tiers.segment_store import DiskHolding
+from sessions.tiers.segment_store import DiskHolding, RecentSegment
 
-__all__ = ["Anchor", "DiskHolding", "DiskOptions", "DiskStats", "DiskTier", "open_disk_tier"]
+__all__ = ["Anchor", "DiskHolding", "DiskOptions", "DiskStats", "DiskTier", "RecentSegment", "open_disk_tier"]

@@ -17,7 +17,7 @@ from sessions.engine.request import RestoredBlocks
 from sessions.hashing import HashChain
 from sessions.tiers.restore import Restorer
 from sessions.tiers.segment_file import Anchor, SegmentFormat
-from sessions.tiers.segment_store import DiskHolding, FolderInUse, SegmentStore
+from sessions.tiers.segment_store import DiskHolding, FolderInUse, RecentSegment, SegmentStore
 from sessions.tiers.write_behind import BetweenSteps, Find, KVReader, WriteBehind
 from sessions.types import BlockHash
 
@@ -81,6 +81,10 @@ class DiskTier:
     def holdings(self, tenant: BlockHash) -> list[DiskHolding]:
         """Every path of a tenant's, by the root that it has without a salt; the last used first. Blocking I/O."""
         return self._store.holdings(tenant)
+
+    def recent(self, tenant: BlockHash, most: int) -> list[RecentSegment]:
+        """As `SegmentStore.recent`. Blocking I/O."""
+        return self._store.recent(tenant, most)
 
     def num_blocks_of(self, tenant: BlockHash) -> int:
         return self._store.num_blocks_of(tenant)

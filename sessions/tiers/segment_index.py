@@ -12,6 +12,7 @@ before its parent, and the first of the order is a leaf. `check_integrity()` pro
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from sessions.tiers.segment_file import Anchor
@@ -193,6 +194,10 @@ class SegmentIndex:
             for segment in self._order
             if segment.anchor.tenant == tenant and self._ends_path(segment)
         ]
+
+    def recent_of(self, tenant: BlockHash, most: int) -> list[Segment]:
+        """Up to `most` segments of a tenant's, the last used first: each after the one it follows. O(segments)."""
+        return list(islice((segment for segment in reversed(self._order) if segment.anchor.tenant == tenant), most))
 
     def path_end(self, block_hash: BlockHash) -> Segment | None:
         """The segment that ends in this block, if a path does."""

@@ -63,6 +63,15 @@ class DiskHolding(NamedTuple):
     age_s: float
 
 
+class RecentSegment(NamedTuple):
+    """Blocks on disk that follow each other. parent: the block before them; None after a root. age_s: since it was last
+    written or read."""
+
+    parent: BlockHash | None
+    hashes: tuple[BlockHash, ...]
+    age_s: float
+
+
 class SegmentStore:
     """Raises OSError or FolderInUse when made; afterwards `append` and `read` may raise OSError, nothing else does.
 
@@ -126,15 +135,30 @@ class SegmentStore:
         """Every path of a tenant's, the last used first. Blocking I/O."""
         with self._lock:
             paths = self._index.paths_of(tenant)
-        now_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
         size, found = self.form.block_size, []
         for segment, num_blocks, num_shared in reversed(paths):
             with contextlib.suppress(FileNotFoundError):  # it went meanwhile
-                age_s = max(0, now_ns - self._path(segment.name).stat().st_mtime_ns) / 1e9
+                age_s = self._age_s(segment.name)
                 num_bytes = num_blocks * self.form.stride
                 leaf = segment.hashes[-1]
                 found.append(DiskHolding(leaf, num_blocks * size, num_shared * size, num_bytes, age_s))
         return found
+
+    def recent(self, tenant: BlockHash, most: int) -> list[RecentSegment]:
+        """Up to `most` segments of a tenant's, the last used first, each after the one it follows. Blocking I/O."""
+        with self._lock:
+            segments = self._index.recent_of(tenant, most)
+            copies = [(segment.name, segment.anchor, tuple(segment.hashes)) for segment in segments]
+        found = []
+        for name, anchor, hashes in copies:
+            with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+                parent = None if anchor.parent == anchor.root else anchor.parent
+                found.append(RecentSegment(parent, hashes, self._age_s(name)))
+        return found
+
+    def _age_s(self, name: str) -> float:
+        now_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        return max(0, now_ns - self._path(name).stat().st_mtime_ns) / 1e9
 
     def num_blocks_of(self, tenant: BlockHash) -> int:
         """Blocks of a tenant's, each counted once. O(segments)."""

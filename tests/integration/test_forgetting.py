@@ -146,3 +146,21 @@ async def test_a_set_of_records_is_forgotten_a_few_at_a_time_and_ends_with_them(
         trie.keep_reply(namespace, b"long", b"record", ttl_s=600)
         trie.keep_reply(namespace, b"short", b"record", ttl_s=60)
         assert 590 < client.ttl(f"kv:{{{namespace}}}:rs") <= 600, "with the last"  # type: ignore[operator]
+
+
+async def test_what_only_the_disk_has_is_in_its_tenant_s_picture(tmp_path: Path) -> None:
+    disk, alice, bob = (tmp_path, 2**24), Tenant("alice"), Tenant("bob")
+    async with service(disk=disk) as before:
+        for tenant, salt in (("alice", None), ("alice", "one"), ("bob", None)):
+            await say(before, asked(tenant, salt))
+        drawn = await before.cache.picture(alice, 50)
+        assert len(drawn.runs) == drawn.num_in_pool == 2, "all of it is in the pool"
+    async with service(disk=disk) as after:
+        drawn = await after.cache.picture(alice, 50)
+        held = await after.cache.disk_holdings(alice)
+        assert (len(drawn.runs), drawn.num_in_pool, drawn.num_left_out) == (2, 0, 0)
+        assert sorted(run.num_tokens for run in drawn.runs) == sorted(holding.num_tokens for holding in held)
+        assert len((await after.cache.picture(bob, 50)).runs) == 1
+        await say(after, asked("alice"))
+        drawn = await after.cache.picture(alice, 50)
+        assert (len(drawn.runs), drawn.num_in_pool) == (2, 1), "what was restored is in the pool"

@@ -35,9 +35,7 @@ def test_a_branch_ends_a_run_and_a_tail_belongs_to_one() -> None:
         (0, 8, 5),
     ]
     hashes = hashes_of(pool, [*HEAD, 20, 21, 22, 23])
-    assert (runs[0].first_hash, runs[0].last_hash) == (hashes[0], hashes[1])
-    assert (runs[1].first_hash, runs[1].last_hash) == (None, None)
-    assert (runs[3].first_hash, runs[3].last_hash) == (hashes[2], hashes[2])
+    assert [run.hashes for run in (runs[0], runs[1], runs[3])] == [hashes[:2], [], hashes[2:]]
 
 
 def test_the_last_used_come_first_with_their_age() -> None:
