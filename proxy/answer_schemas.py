@@ -1,6 +1,6 @@
 """What chat completions and models answer, whole and in the events of a stream."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -8,6 +8,15 @@ from proxy.cache_schemas import CacheExplanation
 from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.tool_schemas import CallPiece, ToolCallMade
 from sessions.reports import PromptReport, Usage
+
+
+class AnswerHead(NamedTuple):
+    """What a whole answer and all of its chunks begin with."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
 
 
 class PromptTokensDetails(Struct, frozen=True, kw_only=True):
@@ -125,14 +134,15 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     """A whole answer.
 
     id: of this answer. object: always the same. created: seconds since the epoch. model: that answered.
-    choices: by index. usage: tokens. service_tier: `default`, if the request named one.
-    anaphora: what was done with the request.
+    system_fingerprint: equal for equal weights, arithmetic, tokenizer and template. choices: by index. usage: tokens.
+    service_tier: `default`, if the request named one. anaphora: what was done with the request.
     """
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[Choice]
     usage: CompletionUsage
     service_tier: str | UnsetType = UNSET
@@ -168,15 +178,16 @@ class ChunkChoice(Struct, frozen=True, kw_only=True):
 class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
     """One event of a streamed answer.
 
-    id, created, model: the same in all chunks. object: always the same. choices: what this chunk adds; none in the
-    chunk with the usage. usage: null but in the last chunk, if it was asked for. service_tier: `default`, if the
-    request named one. anaphora: what was done with the request; in the first chunk.
+    id, created, model, system_fingerprint: the same in all chunks. object: always the same. choices: what this chunk
+    adds; none in the chunk with the usage. usage: null but in the last chunk, if it was asked for. service_tier:
+    `default`, if the request named one. anaphora: what was done with the request; in the first chunk.
     """
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChunkChoice]
     usage: CompletionUsage | None = None
     service_tier: str | UnsetType = UNSET

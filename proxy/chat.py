@@ -4,10 +4,9 @@ Everything that can be a 4xx or 5xx happens before a `Stream` is returned; past 
 possible.
 """
 
-from datetime import UTC, datetime
-
-from litestar import Controller, Response, post
+from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
+from litestar.exceptions import NotFoundException
 from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET, UnsetType
@@ -26,7 +25,7 @@ from proxy.body import BodyRequest
 from proxy.documented import EXAMPLE, answers
 from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.reply import Reply
-from proxy.replying import Replier, unless_client_leaves
+from proxy.replying import Replier, head_of, unless_client_leaves
 from proxy.schemas import ChatCompletionRequest
 from proxy.scope import request_scope
 from proxy.settings import Settings
@@ -63,13 +62,13 @@ class ChatController(Controller):
         asked = asked_of(service, data, held, settings)
         reply = await replier.open(request, asked)
         generation = reply.generation
-        created, tier = int(datetime.now(UTC).timestamp()), _service_tier(data)
+        head, tier = head_of(generation, service), _service_tier(data)
         report = AnaphoraReport.of(generation.report)
         if data.stream:
             options = data.stream_options
             frames = sse.frames(
                 reply,
-                sse.ChunkWriter(generation.id, created, service.model_id, tier, report, may_call=bool(asked.tools)),
+                sse.ChunkWriter(head, tier, report, may_call=bool(asked.tools)),
                 n=asked.n,
                 include_usage=bool(options and options.include_usage),
                 request_id=held.request_id,
@@ -77,15 +76,18 @@ class ChatController(Controller):
             return Stream(frames, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
         choices = await unless_client_leaves(request, _collect(reply, asked.n, has_logprobs=bool(data.logprobs)))
         completion = ChatCompletion(
-            id=generation.id,
-            created=created,
-            model=service.model_id,
+            **head._asdict(),
             choices=choices,
             usage=CompletionUsage.of(generation.usage()),
             service_tier=tier,
             anaphora=report,
         )
         return Response(completion)
+
+    @get(include_in_schema=False)
+    async def stored(self, request: BodyRequest) -> None:  # noqa: ARG002 - its class
+        """Completions are not stored: their list is as unknown as each of them."""
+        raise NotFoundException
 
 
 async def _collect(reply: Reply, n: int, *, has_logprobs: bool) -> list[Choice]:

@@ -76,14 +76,15 @@ class TextCompletion(Struct, frozen=True, kw_only=True):
     """Answer of POST /v1/completions, and the JSON of each of its events.
 
     id: of the completion. object: always `text_completion`. created: seconds since the epoch. model: the one that was
-    asked. choices: in a stream, one or none. usage: of all prompts and choices; in a stream, of the last chunk, with
-    `stream_options.include_usage`.
+    asked. system_fingerprint: as for chat. choices: in a stream, one or none. usage: of all prompts and choices; in a
+    stream, of the last chunk, with `stream_options.include_usage`.
     """
 
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[TextChoice]
     usage: CompletionUsage | None = None
 

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from litestar import Controller, Response, post
 from litestar.di import NamedDependency
@@ -10,13 +9,13 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 
 from proxy import sse
-from proxy.answer_schemas import CompletionUsage
+from proxy.answer_schemas import AnswerHead, CompletionUsage
 from proxy.body import BodyRequest, decode_body
 from proxy.completion_schemas import COMPLETION_DECODER, CompletionBody, LegacyLogprobs, TextChoice, TextCompletion
 from proxy.completion_translate import LegacyWriter, completion_request
 from proxy.documented import EXAMPLE, answers
 from proxy.reply import Reply
-from proxy.replying import Replier, unless_client_leaves
+from proxy.replying import Replier, head_of, unless_client_leaves
 from proxy.schemas import ENCODER
 from proxy.scope import request_scope
 from proxy.settings import Settings
@@ -58,12 +57,7 @@ class CompletionController(Controller):
         held = request_scope(request.scope)
         asked = completion_request(data, tenant=held.caller, max_n=settings.max_n, vocab_size=service.vocab_size)
         reply = await replier.open(request, asked)
-        writer = CompletionWriter(
-            reply.generation.id,
-            int(datetime.now(UTC).timestamp()),
-            service.model_id,
-            has_logprobs=data.logprobs is not None,
-        )
+        writer = CompletionWriter(head_of(reply.generation, service), has_logprobs=data.logprobs is not None)
         n = len(asked.prompts) * asked.n
         if data.stream:
             options = data.stream_options
@@ -80,12 +74,10 @@ class CompletionController(Controller):
 
 
 class CompletionWriter:
-    """Completions, whole or in chunks, that share id, time and model. Pure but for the offsets of its choices."""
+    """Completions, whole or in chunks, that share a head. Pure but for the offsets of its choices."""
 
-    def __init__(self, completion_id: str, created: int, model: str, *, has_logprobs: bool) -> None:
-        self._id = completion_id
-        self._created = created
-        self._model = model
+    def __init__(self, head: AnswerHead, *, has_logprobs: bool) -> None:
+        self._head = head._asdict()
         self._has_logprobs = has_logprobs
         self._logprobs: defaultdict[int, LegacyWriter] = defaultdict(LegacyWriter)
 
@@ -108,7 +100,7 @@ class CompletionWriter:
         return TextChoice(index=index, text=text, finish_reason=finish_reason, logprobs=logprobs)
 
     def completion(self, choices: list[TextChoice], usage: CompletionUsage | None = None) -> TextCompletion:
-        return TextCompletion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+        return TextCompletion(**self._head, choices=choices, usage=usage)
 
     def _event(self, choices: list[TextChoice], usage: CompletionUsage | None = None) -> bytes:
         return b"data: " + ENCODER.encode(self.completion(choices, usage)) + b"\n\n"

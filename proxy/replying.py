@@ -7,18 +7,25 @@ client may leave, note for the log line what it was.
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from proxy.answer_schemas import AnswerHead
 from proxy.body import BodyRequest
 from proxy.errors import ClientDisconnected
 from proxy.metrics import Metrics
 from proxy.reply import OpenReplies, Reply
 from proxy.scope import RequestScope, request_scope
 from proxy.settings import Settings
+from sessions.generation import Generation
 from sessions.service import ChatService
 from sessions.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
+
+
+def head_of(generation: Generation, service: ChatService) -> AnswerHead:
+    return AnswerHead(generation.id, int(datetime.now(UTC).timestamp()), service.model_id, service.system_fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

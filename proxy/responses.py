@@ -9,6 +9,7 @@ from typing import Annotated
 
 from litestar import Controller, Response, delete, get, post
 from litestar.di import NamedDependency
+from litestar.exceptions import NotFoundException
 from litestar.params import JSONBody, PathParameter, QueryParameter
 from litestar.response import Stream
 
@@ -109,6 +110,11 @@ class ResponseController(Controller):
         planner = Planner(service, settings, request_scope(request.scope).caller)
         with _prompt_is_input():
             return InputTokens(input_tokens=await planner.count(data))
+
+    @post("/compact", include_in_schema=False)
+    async def compact(self, request: BodyRequest) -> None:  # noqa: ARG002 - its class
+        """Not built: `truncation` is how a long conversation goes on here."""
+        raise NotFoundException
 
     @get("/{response_id:str}", opt=answers(400, 404), summary="A stored response, as it was sent")
     async def retrieve(

@@ -13,7 +13,14 @@ from typing import Protocol
 
 from msgspec import UNSET, UnsetType
 
-from proxy.answer_schemas import AnaphoraReport, ChatCompletionChunk, ChunkChoice, ChunkDelta, CompletionUsage
+from proxy.answer_schemas import (
+    AnaphoraReport,
+    AnswerHead,
+    ChatCompletionChunk,
+    ChunkChoice,
+    ChunkDelta,
+    CompletionUsage,
+)
 from proxy.errors import ErrorAnswer, internal_error_answer, log_unexpected, session_error_answer
 from proxy.logprob_schemas import ChoiceLogprobs
 from proxy.reply import Reply
@@ -41,24 +48,20 @@ class EventWriter(Protocol):
 
 
 class ChunkWriter:
-    """Encodes chunks that share id, time and model. Pure.
+    """Encodes chunks that share a head. Pure.
 
     may_call: contents begin as null, and stay it where nothing but calls follows.
     """
 
     def __init__(
         self,
-        completion_id: str,
-        created: int,
-        model: str,
+        head: AnswerHead,
         service_tier: str | UnsetType = UNSET,
         report: AnaphoraReport | UnsetType = UNSET,
         *,
         may_call: bool = False,
     ) -> None:
-        self._id = completion_id
-        self._created = created
-        self._model = model
+        self._head = head._asdict()
         self._service_tier = service_tier
         self._report = report
         self._may_call = may_call
@@ -99,9 +102,7 @@ class ChunkWriter:
         report: AnaphoraReport | UnsetType = UNSET,
     ) -> bytes:
         chunk = ChatCompletionChunk(
-            id=self._id,
-            created=self._created,
-            model=self._model,
+            **self._head,
             choices=choices,
             usage=usage,
             service_tier=self._service_tier,

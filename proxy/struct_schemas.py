@@ -28,7 +28,7 @@ def split_docstring(docstring: str, fields: Iterable[str]) -> tuple[str, dict[st
     names = "|".join(map(re.escape, sorted(fields, key=len, reverse=True)))
     if not names:
         return _one_line(docstring), {}
-    label = re.compile(rf"(?:^|(?<=\s))((?:{names})(?:, (?:{names}))*): ")
+    label = re.compile(rf"(?:^|(?<=\s))((?:{names})(?:, (?:{names}))*):\s")
     whole, *labelled = label.split(cleandoc(docstring))
     texts = {
         name: _one_line(text)

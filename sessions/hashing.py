@@ -36,6 +36,7 @@ _TENANT_PERSON: Final = b"anaphora/tenant1"
 _SHARED_PERSON: Final = b"anaphora/shared1"
 _BRANCH_PERSON: Final = b"anaphora/branch1"
 _ROOT_PERSON: Final = b"anaphora/root/1"
+_FINGERPRINT_PERSON: Final = b"anaphora/finger1"
 _MAX_KEY_BYTES: Final = 64
 
 
@@ -90,6 +91,12 @@ def root_hash(root_fields: RootFields, key: bytes) -> BlockHash:
     """The parent hash of every first block computed under `root_fields` for the holder of `key`."""
     data = encode_fields(root_fields)
     return BlockHash(blake2b(data, key=key, person=_ROOT_PERSON, digest_size=DIGEST_BYTES).digest())
+
+
+def system_fingerprint(root_fields: RootFields) -> str:
+    """For clients: equal for equal weights, arithmetic, tokenizer and template. Says nothing else of them."""
+    digest = blake2b(encode_fields(root_fields), person=_FINGERPRINT_PERSON, digest_size=6)
+    return "fp_" + digest.hexdigest()
 
 
 def branch_root(root: BlockHash, last_shared: BlockHash) -> BlockHash:

@@ -26,7 +26,7 @@ from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, Inval
 from sessions.explainer import Explainer
 from sessions.generation import Choice, Echo, Generation
 from sessions.grammars import CompiledGrammar, Grammars
-from sessions.hashing import root_hash, shared_key, tenant_key
+from sessions.hashing import root_hash, shared_key, system_fingerprint, tenant_key
 from sessions.index import PrefixIndex
 from sessions.keeping import keeping_of
 from sessions.lower_tiers import CALL_TIMEOUT_S, LowerTiers
@@ -56,6 +56,7 @@ class ChatService:
         self._generations: dict[RequestId, Generation] = {}
         self._draining = False
         self.model_id = parts.model_id
+        self.system_fingerprint = system_fingerprint(parts.root_fields)
         self.created = int(_wall_clock_s())
         self.max_model_len = min(parts.engine_config.max_model_len, parts.engine_config.pool_tokens)
         self.pool_tokens = parts.engine_config.pool_tokens

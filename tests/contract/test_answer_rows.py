@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -127,6 +128,47 @@ def test_what_is_not_here_is_a_404_with_openai_s_body(client: OpenAI, method: st
         getattr(client, method.lower())(path, cast_to=object)
     assert (caught.value.code, caught.value.type) == ("unknown_url", "invalid_request_error")
     assert caught.value.request_id
+
+
+UNSUPPORTED: dict[str, Callable[[OpenAI], Any]] = {
+    "chat.completions.list": lambda client: client.chat.completions.list(),
+    "chat.completions.retrieve": lambda client: client.chat.completions.retrieve("chatcmpl-1"),
+    "chat.completions.update": lambda client: client.chat.completions.update("chatcmpl-1", metadata={}),
+    "chat.completions.delete": lambda client: client.chat.completions.delete("chatcmpl-1"),
+    "chat.completions.messages": lambda client: client.chat.completions.messages.list("chatcmpl-1"),
+    "responses.compact": lambda client: client.responses.compact(model="fake", input="x"),
+    "embeddings": lambda client: client.embeddings.create(model="fake", input="x"),
+    "moderations": lambda client: client.moderations.create(input="x"),
+    "images": lambda client: client.images.generate(prompt="x"),
+    "images.edit": lambda client: client.images.edit(image=b"x", prompt="x"),
+    "audio.speech": lambda client: client.audio.speech.create(model="fake", voice="alloy", input="x"),
+    "audio.transcriptions": lambda client: client.audio.transcriptions.create(model="fake", file=("a.wav", b"x")),
+    "files": lambda client: client.files.list(),
+    "files.create": lambda client: client.files.create(file=("a", b"x"), purpose="batch"),
+    "uploads": lambda client: client.uploads.create(bytes=1, filename="a", mime_type="x", purpose="batch"),
+    "batches": lambda client: client.batches.list(),
+    "fine_tuning": lambda client: client.fine_tuning.jobs.list(),
+    "vector_stores": lambda client: client.vector_stores.list(),
+    "containers": lambda client: client.containers.list(),
+    "evals": lambda client: client.evals.list(),
+    "realtime": lambda client: client.realtime.client_secrets.create(),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_the_sdk_knows_and_this_server_does_not_is_a_404_in_its_words(client: OpenAI, name: str) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        UNSUPPORTED[name](client)
+    assert (caught.value.code, caught.value.type, caught.value.param) == ("unknown_url", "invalid_request_error", None)
+
+
+def test_the_system_fingerprint_is_the_server_s(server: RunningServer) -> None:
+    whole = raw(server).json()["system_fingerprint"]
+    assert re.fullmatch("fp_[0-9a-f]{12}", whole)
+    chunks = events(server, stream_options={"include_usage": True})
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {whole}
+    text = httpx.post(server.origin + "/v1/completions", json={"model": "fake", "prompt": "x"}).json()
+    assert text["system_fingerprint"] == whole
 
 
 def test_an_error_s_message_is_the_body_s(client: OpenAI) -> None:

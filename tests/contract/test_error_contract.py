@@ -109,7 +109,8 @@ def test_a_refused_key_is_refused_before_the_body_is_read(serve: Serve) -> None:
     [
         ("GET", "/nowhere", 404, "unknown_url"),
         ("GET", "/v1/nowhere", 404, "unknown_url"),
-        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("GET", "/v1/chat/completions", 404, "unknown_url"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
     ],
 )

@@ -153,6 +153,7 @@ def test_a_field_of_several_requests_is_described_once() -> None:
 def test_a_colon_after_another_word_is_text() -> None:
     assert split_docstring("Note: a name: it is.", ["name"]) == ("Note: a", {"name": "it is."})
     assert split_docstring("A surname: kept.", ["name"]) == ("A surname: kept.", {})
+    assert split_docstring("Whole. name:\n  `it` is.", ["name"]) == ("Whole.", {"name": "`it` is."})
     assert split_docstring("Anything: goes.", []) == ("Anything: goes.", {})
 
 

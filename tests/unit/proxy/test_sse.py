@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proxy.answer_schemas import CompletionUsage
+from proxy.answer_schemas import AnswerHead, CompletionUsage
 from proxy.errors import CompletionTimeout, session_error_answer
 from proxy.sse import ChunkWriter, error_event
 from sessions.errors import (
@@ -19,7 +19,7 @@ from sessions.errors import (
 )
 from sessions.reports import Delta, Usage
 
-WRITER = ChunkWriter("chatcmpl-1", 7, "m")
+WRITER = ChunkWriter(AnswerHead("chatcmpl-1", 7, "m", "fp_1"))
 
 
 def events(data: bytes) -> list[dict[str, Any]]:
@@ -42,6 +42,7 @@ def test_a_chunk_s_shape() -> None:
         "object": "chat.completion.chunk",
         "created": 7,
         "model": "m",
+        "system_fingerprint": "fp_1",
         "choices": [{"index": 0, "delta": {"content": "a\n\n\u2028 é"}, "finish_reason": None, "logprobs": None}],
         "usage": None,
     }
