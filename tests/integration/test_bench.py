@@ -97,6 +97,25 @@ def test_the_command_knows_every_study() -> None:
     assert re.search(r"^  bench ", listed.output, re.MULTILINE)
 
 
+def test_help_waits_for_nothing_heavy() -> None:
+    heavy = ("matplotlib", "openai", "numpy", "rich", "torch", "httpx")
+    script = (
+        "import sys\nfrom click.testing import CliRunner\nfrom proxy.__main__ import main\n"
+        "for asked in (['--help'], ['bench', '--help']):\n    assert CliRunner().invoke(main, asked).exit_code == 0\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.bench_command.find_spec", lambda name: None)
+    done = CliRunner().invoke(bench, ["--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert done.output == "Error: The pictures need matplotlib: pip install 'anaphora[bench]'.\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_report_says_where_and_how_it_was_measured(report: dict[str, Any]) -> None:
     assert report["machine"]["versions"].keys() >= {"anaphora", "torch", "openai"}
     assert report["load"].keys() == {"before", "after"}
