@@ -26,6 +26,7 @@ TABLE = {
     "README.md: curl http://127.0.0.1:8000/v1/chat/compl": Entry("model"),
     "README.md: .venv/bin/python examples/ten_turns.py": Entry("run"),
     "docs/bench.md: anaphora bench --quick": Entry("parse", _LONG),
+    "docs/bench.md: anaphora bench --quick --study peers --p": Entry("parse", "llama.cpp's server is built apart"),
     "docs/chat.md: anaphora chat --system 'Answer in one se": Entry("run", stdin="How long?\nAnd a film?\n"),
     "docs/chat.md: printf 'Name a river.\\nAnd a mountain.\\n": Entry("run"),
     "docs/doctor.md: anaphora doctor": Entry("parse", "the quickstart's is the same, and runs"),
