@@ -3,14 +3,19 @@
 A template is run on a few tiny conversations, and what it made of them says what it can. What it cannot is written
 here, in the style of Hermes, into contents that any template takes (`docs/tools.md`):
 
-    definitions     at the end of the leading system message, one JSON a line between <tools> and </tools>
+    definitions     at the end of the leading system message, one JSON a line between <tools> and </tools>; before the
+                    first user message, where the template takes no system message
     a call          <tool_call>\\n{"name": ..., "arguments": ...}\\n</tool_call>, after the content
-    a result        <tool_response>\\n...\\n</tool_response>, as the user's
+    a result        <tool_response>\\n...\\n</tool_response>, as the user's; several are one message where users may
+                    not speak twice in a row
+
+Some templates write definitions and the system message beside the last user message, so that each turn moves them and
+nothing that was computed can be used again. There they stay where they were in the first turn: at the first one.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from sessions.conversation import Call, Turn
@@ -44,7 +49,9 @@ class Dialect:
     """What a template does by itself, and how its model calls and thinks.
 
     has_tools, has_results: the template writes definitions; what a tool answered. arguments: of calls, as it wants
-    them: an object, their text, or `none` if it writes no calls. thinks: replies may begin with thoughts.
+    them: an object, their text, or `none` if it writes no calls. thinks: replies may begin with thoughts. has_system:
+    it takes a system message. alternates: it takes users and replies only in turns. anchors: it would move what leads
+    a conversation along with the last user message.
     """
 
     has_tools: bool = True
@@ -52,6 +59,9 @@ class Dialect:
     arguments: Literal["object", "text", "none"] = "none"
     call_format: CallFormat = "hermes"
     thinks: bool = False
+    has_system: bool = True
+    alternates: bool = False
+    anchors: bool = False
 
     @property
     def call_start(self) -> str:
@@ -64,18 +74,56 @@ class Dialect:
         of_calls = {self.call_start, *((TOOL_CALL_END,) if self.call_format == "hermes" else ())}
         return frozenset(of_calls | ({THINK_OPEN, THINK_CLOSE} if self.thinks else set()))
 
+    def apply(
+        self,
+        template: Apply,
+        turns: Sequence[Turn],
+        schemas: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        **options: Any,
+    ) -> str:
+        """The conversation as `template` writes it. Raises what that raises.
+
+        Anchored, it is put together of three: what leads it with the first question, what follows that question,
+        and the question alone, to see where the two meet.
+        """
+
+        def write(turns: Sequence[Turn], schemas: Sequence[Mapping[str, Any]] | None, is_open: bool) -> str:
+            return template(self.messages(turns, schemas), schemas if self.has_tools else None, is_open, **options)
+
+        asked = next((at for at, turn in enumerate(turns) if turn.role == "user"), len(turns)) + 1
+        leads = bool(schemas) or asked > 1
+        if self.anchors and leads and asked < len(turns):
+            question = write(turns[asked - 1 : asked], None, False)
+            rest = write(turns[asked - 1 :], None, add_generation_prompt)
+            if rest.startswith(question):
+                return write(turns[:asked], schemas, False) + rest[len(question) :]
+        return write(turns, schemas, add_generation_prompt)
+
     def messages(self, turns: Sequence[Turn], schemas: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
         """What the template gets, definitions included where it would leave them out."""
-        messages = [self._message(turn) for turn in turns]
+        messages: list[dict[str, Any]] = []
+        for turn in turns:
+            message = self._message(turn)
+            before = messages[-1] if messages else None
+            is_result = turn.role == "tool" and message["role"] == "user"
+            if self.alternates and is_result and before is not None and before["role"] == "user":
+                before["content"] += "\n" + message["content"]
+            else:
+                messages.append(message)
         if schemas and not self.has_tools:
             lines = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in schemas)
-            definitions = _DEFINITIONS.format(definitions=lines)
-            if messages and messages[0]["role"] == "system":
-                content = messages[0]["content"]
-                messages[0]["content"] = f"{content}\n\n{definitions}" if content else definitions
-            else:
-                messages.insert(0, {"role": "system", "content": definitions})
+            self._define(messages, _DEFINITIONS.format(definitions=lines))
         return messages
+
+    def _define(self, messages: list[dict[str, Any]], definitions: str) -> None:
+        first = messages[0] if messages else None
+        if first is not None and first["role"] == "system":
+            first["content"] = f"{first['content']}\n\n{definitions}" if first["content"] else definitions
+        elif first is not None and first["role"] == "user" and not self.has_system:
+            first["content"] = f"{definitions}\n\n{first['content']}"
+        else:
+            messages.insert(0, {"role": "system", "content": definitions})
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         message: dict[str, Any] = {"role": turn.role, "content": turn.content}
@@ -109,6 +157,7 @@ _TOOL: Final = {
 _ARGUMENTS: Final = {"probe_key": "probe value"}
 _RESULT: Final = "probe result"
 _USER: Final = {"role": "user", "content": "probe question"}
+_SYSTEM: Final = Turn("system", "probe system")
 
 
 def measure(apply: Apply, source: str, added_tokens: frozenset[str]) -> Dialect:
@@ -122,13 +171,29 @@ def measure(apply: Apply, source: str, added_tokens: frozenset[str]) -> Dialect:
         *_calling(arguments),
         {"role": "tool", "name": "probe_tool", "tool_call_id": "call00000", "content": _RESULT},
     ]
-    return Dialect(
+    dialect = Dialect(
         has_tools=has_tools,
         has_results=has_tools and _RESULT in _tried(apply, result, None),
         arguments=arguments,
         call_format=call_format or "hermes",
         thinks=THINK_CLOSE in source or {THINK_OPEN, THINK_CLOSE} <= added_tokens,
+        has_system=_SYSTEM.content in _tried(apply, [{"role": "system", "content": _SYSTEM.content}, _USER], None),
+        alternates=not _tried(apply, [_USER, _USER], None),
     )
+    anchored = replace(dialect, anchors=True)
+    return anchored if _moves_what_leads(dialect, apply) and not _moves_what_leads(anchored, apply) else dialect
+
+
+def _moves_what_leads(dialect: Dialect, apply: Apply) -> bool:
+    """Does a second question change what was written before the first reply?"""
+    asked, said = Turn("user", "probe question"), Turn("assistant", "probe reply")
+    for leading in ((), (_SYSTEM,)) if dialect.has_system else ((),):
+        for schemas in (None, [_TOOL]):
+            once = _attempt(dialect.apply, apply, (*leading, asked), schemas, False)
+            twice = _attempt(dialect.apply, apply, (*leading, asked, said, asked), schemas, False)
+            if once and twice and not twice.startswith(once):
+                return True
+    return False
 
 
 def _arguments_form(apply: Apply) -> Literal["object", "text", "none"]:
@@ -162,9 +227,13 @@ def _call_format(written: str) -> CallFormat | None:
 
 
 def _tried(apply: Apply, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+    return _attempt(apply, list(messages), None if tools is None else list(tools), False)
+
+
+def _attempt(write: Apply, *arguments: Any) -> str:
     """Nothing where the template refuses."""
     try:
-        return apply(list(messages), None if tools is None else list(tools), False)
+        return write(*arguments)
     except Exception:  # noqa: BLE001 - a template is code that somebody else wrote; whatever it raises is a no
         return ""
 

@@ -13,6 +13,7 @@ are legal exactly where the output matches as it stands.
 
 import asyncio
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -51,6 +52,8 @@ FIXED_WHITESPACE: "Final[JsonCompileOptions]" = {
     "item_separator": ", ",
     "key_separator": ": ",
 }
+
+_NAMED_ID: Final = re.compile(r"<\[(\d+)\]>")
 
 _UNNAMED: Final = {
     "regex parse error": "pattern",
@@ -137,6 +140,9 @@ class GrammarConstraint:
         self._grammar = grammar
         self._prototype = prototype
         self._eos_token_ids = eos_token_ids
+        self._named_ids = (
+            frozenset(map(int, _NAMED_ID.findall(grammar.source))) if grammar.kind == "lark" else frozenset()
+        )
         self._own: LLMatcher | None = None
 
     @property
@@ -171,12 +177,14 @@ class GrammarConstraint:
         return self._matcher.validate_tokens(drafts) if drafts else 0
 
     def masks(self, drafts: Sequence[int]) -> list[bytes]:
-        matcher = self._matcher
+        """llguidance 1.9 rolls a token that the grammar names by its id back as if it were its text."""
+        rolls_back = self._named_ids.isdisjoint(drafts)
+        matcher = self._matcher if rolls_back else self._matcher.deep_copy()
         masks = [matcher.compute_bitmask()]
         for draft in drafts:
             matcher.consume_token(draft)
             masks.append(matcher.compute_bitmask())
-        if drafts:
+        if drafts and rolls_back:
             matcher.rollback(len(drafts))
         return masks
 

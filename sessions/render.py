@@ -9,17 +9,16 @@ never changes what was rendered before them, as far as the model's own template 
     segments cover                                                                  └──────────── the rest only ┘
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 from sessions.control_tokens import NoStandInError, StandIns
 from sessions.conversation import Call, Conversation, Turn
-from sessions.dialect import THINK_OPEN
 from sessions.errors import InvalidRequest
 from sessions.prompt import ChatTemplate, ContentSpan, Prompt, Segment, TemplateError
+from sessions.reply_edges import call_hole_turn, hole_turn, reply_edges
 from sessions.types import TokenId
 
 
@@ -72,11 +71,10 @@ def _whole(
     """None if what was said has no place in what the template makes of the rest."""
     inputs, stand_ins = _neutralise(conversation, conversation.turns, template)
     if said:
-        hole = Turn("assistant", stand_ins.hole)
-        turns = tuple(hole if at in said else turn for at, turn in enumerate(inputs.turns))
-        inputs = replace(inputs, turns=turns)
-        if not _accepts(template, inputs):
+        held = next((held for held in _with_holes(inputs, said, stand_ins.hole) if _accepts(template, held)), None)
+        if held is None:
             return None
+        inputs = held
     text = stand_ins.unescape(_applied(conversation, inputs, template, add_generation_prompt))
     skeleton = _skeleton(template, inputs, add_generation_prompt, stand_ins)
     if said:
@@ -94,6 +92,15 @@ def _whole(
         needed_stand_ins=bool(stand_ins.of),
     )
     return _filled(prompt, stand_ins.hole, replies) if said else prompt
+
+
+def _with_holes(inputs: "_Inputs", said: Mapping[int, SaidTurn], hole: str) -> Iterator["_Inputs"]:
+    """Replies as holes; then those with calls as calls, for templates that take nothing else there."""
+    for turn_of_call in (hole_turn, call_hole_turn):
+        turns = list(inputs.turns)
+        for at in said:
+            turns[at] = turn_of_call(hole) if turns[at].tool_calls else hole_turn(hole)
+        yield replace(inputs, turns=tuple(turns))
 
 
 def _filled(prompt: Prompt, hole: str, replies: Sequence[SaidTurn]) -> Prompt:
@@ -157,9 +164,9 @@ class _Inputs:
 
     def apply(self, template: ChatTemplate, add_generation_prompt: bool) -> str:
         """Raises TemplateError."""
-        messages = template.dialect.messages(self.turns, self.schemas)
-        schemas = self.schemas if template.dialect.has_tools else None
-        return template.apply(messages, schemas, add_generation_prompt, **dict(self.options))
+        return template.dialect.apply(
+            template.apply, self.turns, self.schemas, add_generation_prompt, **dict(self.options)
+        )
 
 
 def _applied(conversation: Conversation, inputs: _Inputs, template: ChatTemplate, add_generation_prompt: bool) -> str:
@@ -182,44 +189,6 @@ def _neutralise(conversation: Conversation, turns: Sequence[Turn], template: Cha
         for turn, (content, call_id, calls, *rest) in zip(turns, fields, strict=True)
     )
     return _Inputs(neutral, schemas or None, tuple(zip(names, values, strict=True))), stand_ins
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyEdges:
-    """Where the prompt for a reply ends, beside where a template writes one that was said.
-
-    lead: what only the prompt has (`<think>` that it opens). cut: what the template writes there instead.
-    """
-
-    lead: str
-    cut: str
-
-    def around(self, text: str, hole: str) -> str | None:
-        """`text` with every hole where its reply was generated. None if one is elsewhere."""
-        if text.count(self.cut + hole) != text.count(hole):
-            return None
-        return text.replace(self.cut + hole, self.lead + hole)
-
-
-def opens_thoughts(template: ChatTemplate, options: tuple[tuple[str, Any], ...]) -> bool:
-    """Does the prompt for a reply end inside thoughts?"""
-    edges = reply_edges(template, options)
-    return edges is not None and edges.lead.rstrip().endswith(THINK_OPEN)
-
-
-@lru_cache(maxsize=64)
-def reply_edges(template: ChatTemplate, options: tuple[tuple[str, Any], ...]) -> ReplyEdges | None:
-    """Measured on a tiny conversation. None if the template does not write a reply as it is given."""
-    asked, said = Turn("user", "probe question"), Turn("assistant", "probe reply")
-    try:
-        opened = _Inputs((asked,), None, options).apply(template, True)
-        whole = _Inputs((asked, said, asked), None, options).apply(template, False)
-    except TemplateError:
-        return None
-    written, found, _ = whole.partition(said.content)
-    shared = next((at for at, pair in enumerate(zip(opened, written, strict=False)) if pair[0] != pair[1]), None)
-    shared = min(len(opened), len(written)) if shared is None else shared
-    return ReplyEdges(opened[shared:], written[shared:]) if found and shared else None
 
 
 def _refused(refusal: TemplateError, template: ChatTemplate, inputs: _Inputs, sources: Sequence[int]) -> InvalidRequest:

@@ -202,7 +202,7 @@ class Replies:
 
     def _fitting_turn(self, ids: Sequence[int], conversation: Conversation, at: int) -> Spliced | None:
         turn = conversation.turns[at]
-        if self._whole is not None and self._whole.concern(turn):
+        if self._whole is not None and self._whole.concern(conversation, turn):
             fit = self._whole.fitting(self._decode, self._before_end(ids), conversation, turn)
             if fit is not None or turn.tool_calls:
                 return fit

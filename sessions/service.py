@@ -32,8 +32,8 @@ from sessions.keeping import keeping_of
 from sessions.lower_tiers import CALL_TIMEOUT_S, LowerTiers
 from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter, scope_of
-from sessions.render import opens_thoughts
 from sessions.replies import Replies, Said
+from sessions.reply_edges import moves_replies, opens_thoughts
 from sessions.reports import Comparison, Explanation, KVLayout, PromptReport, Readiness, Stats, Usage
 from sessions.response_store import ResponseStore
 from sessions.sightings import Sightings
@@ -340,6 +340,7 @@ def _replies(parts: ServiceParts, index: PrefixIndex) -> Replies:
         tokenizer.template.dialect,
         parts.keeps_reasoning,
         lambda conversation: opens_thoughts(tokenizer.template, conversation.options),
+        lambda conversation: moves_replies(tokenizer.template, conversation.options),
     )
     return Replies(
         tokenizer.decode,

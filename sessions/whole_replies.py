@@ -29,14 +29,15 @@ class Spliced:
 @dataclass(frozen=True, slots=True)
 class WholeReplies:
     """keeps_thoughts: those of earlier replies stay in prompts. is_thinking: of a conversation, whether its prompt ends
-    inside thoughts."""
+    inside thoughts. moves: whether the template writes a reply elsewhere than where it was generated."""
 
     dialect: Dialect
     keeps_thoughts: bool
     is_thinking: Callable[[Conversation], bool]
+    moves: Callable[[Conversation], bool] = lambda _: False
 
-    def concern(self, turn: Turn) -> bool:
-        return self.dialect.thinks or bool(turn.tool_calls)
+    def concern(self, conversation: Conversation, turn: Turn) -> bool:
+        return self.dialect.thinks or bool(turn.tool_calls) or self.moves(conversation)
 
     def fitting(
         self, decode: Callable[[Sequence[int]], str], ids: Sequence[int], conversation: Conversation, turn: Turn

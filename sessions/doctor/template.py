@@ -19,7 +19,8 @@ from sessions.dialect import THINK_CLOSE, THINK_OPEN
 from sessions.doctor.finding import Finding, failure, fine, warning
 from sessions.errors import InvalidRequest
 from sessions.prompt import Prompt
-from sessions.render import SaidTurn, opens_thoughts, render
+from sessions.render import SaidTurn, render
+from sessions.reply_edges import opens_thoughts
 from sessions.tokenizer import Tokenizer
 from sessions.types import Message, Tool, ToolCall
 

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI
 
 from sessions.service import ChatService
 from sessions.tokenizer import Tokenizer
+from tests import templates
 from tests.fakes import byte_tokenizer, open_fake_service
 from tests.integration.test_conversation import idle, serving
 
@@ -119,6 +120,30 @@ async def test_ids_of_calls_and_unmentioned_tools_do_not_split_the_cache() -> No
             reply = await ask(client, messages, tool_choice=FORCED if call_id == "call_a" else allowed)
             counts.append((reply.usage.prompt_tokens, reply.usage.prompt_tokens_details.cached_tokens))
         assert counts[1] == (counts[0][0], counts[0][0] - 1)
+
+
+@pytest.mark.parametrize("name", ["GEMMA", "MISTRAL"])
+@pytest.mark.parametrize("has_system", [False, True])
+async def test_templates_that_were_not_made_for_it_are_token_exact_too(name: str, has_system: bool) -> None:
+    """One takes no tools and no system message; the other moves both along with the last user message."""
+    tokenizer = byte_tokenizer(getattr(templates, name), ("[TOOL_CALLS]",))
+    if has_system and not tokenizer.template.dialect.has_system:
+        return
+    service = await open_fake_service(tokenizer=tokenizer, num_blocks=2048, max_model_len=16_000)
+    async with serving(service) as (client, _):
+        messages: list[Any] = [{"role": "system", "content": "Be terse."}] if has_system else []
+        num_known = num_replies = 0
+        for number in range(5):
+            messages.append({"role": "user", "content": f"Weather {number}?"})
+            for choice in (FORCED, "none"):
+                reply = await ask(client, messages, tool_choice=choice, max_tokens=300 if choice == FORCED else 9)
+                usage, [made] = reply.usage, reply.choices
+                assert usage.prompt_tokens_details.cached_tokens >= num_known - 2, number  # the end, the last token
+                assert reply.anaphora["spliced_messages"] == num_replies
+                num_known, num_replies = usage.total_tokens, num_replies + 1
+                messages.append(sent_back(made.message, number) if choice == FORCED else made.message.model_dump())
+                calls = made.message.tool_calls or ()
+                messages += [{"role": "tool", "tool_call_id": call.id, "content": "sunny"} for call in calls]
 
 
 OPENS_THOUGHTS = (

@@ -177,6 +177,22 @@ async def test_a_format_after_thoughts(choice: ToolChoice, is_thinking: bool) ->
         assert not await accepts(grammar, f"{opened}hm</think>Ann", has_tokens=tokens)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+async def test_drafts_of_markers_leave_no_trace(form: CallFormat) -> None:
+    """What is forced at the beginning has the marker in it: it is computed as drafts, and may be taken back."""
+    grammar = grammar_of(Dialect(call_format=form), CHOICES["named"], has_tokens=True)
+    assert grammar is not None
+    compiled = await grammars(TOKENS).compile(grammar)
+    drafted, plain = compiled.constraint(), compiled.constraint()
+    forced = drafted.forced(20)
+    assert len(drafted.masks(forced)) == 1 + len(forced) and drafted.error is None
+    for token_id in forced:
+        assert drafted.masks(forced[:1])[0] == plain.masks(())[0]
+        drafted.accept(token_id)
+        plain.accept(token_id)
+        forced = forced[1:]
+
+
 FRAGMENTS = [
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>", "{", "}", "[", "]", ", ",
     '"name"', ": ", '"weather"', '"clock"', '"arguments": {}', '"parameters": {}', '{"city": "x"}', "\n", " ", "text",
