@@ -10,6 +10,7 @@ from benchmarks.machine import is_quiet
 from benchmarks.studies import STUDIES
 from benchmarks.study import Part, Study, Table
 
+LONG_CELL: Final = 48
 STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --soft: #5c5c5c; --paper: #fff; --line: #d9d9d9; --band: #f4f6f8; }
 @media (prefers-color-scheme: dark) {
@@ -26,7 +27,10 @@ p { margin: .5rem 0; max-width: 48rem; }
 .warning { border-left: 4px solid #d55e00; padding: .3rem .8rem; background: var(--band); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: .28rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
+td.long { white-space: normal; min-width: 18rem; text-align: left; }
 th { font-weight: 600; background: var(--band); }
 th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .88rem; margin: .8rem 0; }
@@ -119,5 +123,11 @@ def _part(part: Part, pictures: Mapping[str, Path]) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(header)}</th>" for header in table.headers)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n'
+
+
+def _cell(text: str) -> str:
+    """A sentence may break into lines, a figure may not."""
+    kind = ' class="long"' if len(text) > LONG_CELL else ""
+    return f"<td{kind}>{escape(text)}</td>"

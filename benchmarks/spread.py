@@ -37,16 +37,10 @@ class Spread:
             "samples": list(self.samples),
         }
 
-    @property
-    def whiskers(self) -> tuple[float, float]:
-        """From the median down to the lower quartile, and up to the upper: what error bars want."""
-        return self.median - self.low, self.high - self.median
-
-    def __str__(self) -> str:
-        """`41.2 (39.8 to 44.0)`: the median and the quartiles; the median alone where there is one sample."""
-        if len(self.samples) == 1:
-            return number(self.median)
-        return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
+    def text(self, unit: str = "") -> str:
+        """`41.2x (39.8 to 44.0)`: the median and the quartiles; the median alone where there is one sample."""
+        median = number(self.median) + unit
+        return median if len(self.samples) == 1 else f"{median} ({number(self.low)} to {number(self.high)})"
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

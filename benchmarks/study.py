@@ -101,9 +101,9 @@ def spread_of(samples: Sequence[float]) -> dict[str, Any]:
     return Spread.of(samples).as_json()
 
 
-def shown(stored: dict[str, Any] | None) -> str:
+def shown(stored: dict[str, Any] | None, unit: str = "") -> str:
     """Of `spread_of`, for a table; a dash where nothing was measured."""
-    return "-" if stored is None else str(Spread.read(stored))
+    return "-" if stored is None else Spread.read(stored).text(unit)
 
 
 def share_shown(share: float | None) -> str:

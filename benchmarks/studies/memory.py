@@ -131,21 +131,19 @@ def draw(figure: "Figure", results: Results) -> None:
     left.legend(fontsize=8.5, frameon=False, loc="upper left")
     counted = results["counted"]
     requests = [row["requests"] for row in counted]
-    tidy(right, "Blocks held", "requests with one prefix", "blocks")
+    tidy(right, "Blocks held: counted, and by formula", "requests with one prefix", "blocks")
     for name, label, colour, marker in (
         ("apart", "each its own", COMPUTED, "s"),
         ("shared", "sharing", CACHED, "o"),
     ):
         right.plot(requests, [row[f"{name}_formula"] for row in counted], color=INK, linewidth=0.8, linestyle="--")
-        right.plot(
-            requests, [row[name] for row in counted], marker, color=colour, label=f"{label}, counted", markersize=7
-        )
+        right.plot(requests, [row[name] for row in counted], marker, color=colour, label=label, markersize=7)
     right.plot([], [], color=INK, linewidth=0.8, linestyle="--", label="formula")
     right.set_xscale("log")
     right.set_yscale("log")
     right.xaxis.set_major_formatter(THOUSANDS)
     right.yaxis.set_major_formatter(THOUSANDS)
-    legend(right, 2)
+    legend(right)
 
 
 STUDY: Final = Study(

@@ -73,7 +73,7 @@ def present(results: Results) -> Sequence[Part]:
             "-" if row["cached_tokens"] is None else f"{row['cached_tokens']:,}",
             shown(row["uncached_ms"]),
             shown(row["cached_ms"]),
-            shown(row["speedup"]) + "x",
+            shown(row["speedup"], "x"),
         ]
         for name, of in results["series"].items()
         for row in of

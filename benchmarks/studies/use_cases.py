@@ -149,7 +149,7 @@ def present(results: Results) -> Sequence[Part]:
             share_shown(Spread.read(of["share"]).median if of["says_cached"] else None),
             shown(of["uncached_ms"]),
             shown(of["cached_ms"]),
-            f"{Spread.read(of['speedup'])}x",
+            shown(of["speedup"], "x"),
         ]
         for name, of in results["cases"].items()
     ]

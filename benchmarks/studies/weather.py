@@ -67,8 +67,7 @@ def results_of(rounds: dict[str, list[list[Sample]]]) -> Results:
 
 
 def present(results: Results) -> Sequence[Part]:
-    ttft, num_prompt = results["ttft_ms"], results["prompt_tokens"]
-    speedup = Spread.read(results["speedup"])
+    ttft, num_prompt, speedup = results["ttft_ms"], results["prompt_tokens"], shown(results["speedup"], "x")
     rows = [
         [
             city,
@@ -83,7 +82,7 @@ def present(results: Results) -> Sequence[Part]:
         )
     ]
     return [
-        f"All {len(rows)} answers begin {speedup}x sooner, added up, the building of the cache by the first included. "
+        f"All {len(rows)} answers begin {speedup} sooner, added up, the building of the cache by the first included. "
         f"A prompt has {num_prompt:,} tokens.",
         Table(["city", "cached tokens", "share", "TTFT cached, ms", "TTFT not cached, ms", "ratio"], rows),
         Picture(
