@@ -8,13 +8,19 @@ from typing import Final
 class Sizes:
     """rounds: times that everything is done, for medians and quartiles.
 
-    shared: of what prompts have in common. questions: requests that share it. base, multiples: `scaling` repeats a
-    prompt so often. lengths: and has prompts of these lengths. turns: of a conversation. cursors, agent_steps,
-    product_questions: requests of a use case. reply: tokens of a reply that is measured. prefixes: `memory` reckons
-    with these. sharers: requests that share a prefix of `sharing_prefix` with `sharing_own` of their own.
-    workload: requests of `manager`, whose server has a pool of `workload_pool`. edited: words of the prompt that
-    `sensitivity` changes. trials, trial_prompt: of `comprehensive`. sessions: at once in `load`; load_system: what they
-    have in common. peer_prompt: of `peers`. trace_requests: lines of a trace that are replayed at most.
+    weather, ordering   shared: what prompts have in common. questions: requests that share it
+    scaling             base, multiples: a prompt is repeated so often. lengths: of random prompts
+    use_cases           case_shared: what a case's prompts have in common. turns, cursors, agent_steps and
+                        product_questions: requests of the cases
+    memory              prefixes: lengths to reckon with. sharers: requests with a prefix of `sharing_prefix` in common
+                        and `sharing_own` of their own
+    manager             workload: requests. workload_pool: of the server that they do not fit
+    sensitivity         edited: words of the prompt that is changed
+    comprehensive       trials of prompts of `trial_prompt`
+    load                sessions of `load_turns`, with `load_system` in common. trace_requests: replayed at most
+    peers               peer_prompt: of the cold prompt
+
+    reply: of every reply that is measured.
     """
 
     rounds: int = 7
@@ -23,6 +29,7 @@ class Sizes:
     base: int = 160
     multiples: tuple[int, ...] = (1, 2, 5, 10, 20, 30, 40, 50)
     lengths: tuple[int, ...] = (128, 256, 512, 1_024, 2_048, 4_096, 8_192)
+    case_shared: int = 1_500
     product_questions: int = 5
     turns: int = 10
     cursors: int = 8
@@ -33,7 +40,7 @@ class Sizes:
     sharing_prefix: int = 1_024
     sharing_own: int = 24
     workload: int = 120
-    workload_pool: int = 12_000
+    workload_pool: int = 6_000
     edited: int = 400
     trials: int = 30
     trial_prompt: int = 2_000
@@ -52,13 +59,14 @@ QUICK: Final = Sizes(
     base=40,
     multiples=(1, 5, 10, 25, 50),
     lengths=(128, 256, 512, 1_024, 2_048),
+    case_shared=320,
     product_questions=3,
     turns=5,
     cursors=4,
     agent_steps=4,
     reply=24,
     workload=30,
-    workload_pool=2_400,
+    workload_pool=1_200,
     edited=160,
     trials=6,
     trial_prompt=600,

@@ -60,7 +60,8 @@ class Workload:
         if drawn < ONE_SHOT:
             return Asked("one-shot", conversation(self._prompts.text(self._shared), self._prompts.question()))
         if drawn < ONE_SHOT + NEW_SESSION or not self._sessions:
-            opened = Asked("new session", conversation(self._random.choice(self._apps), self._prompts.question(24)))
+            document = self._prompts.text(self._shared // 4)
+            opened = Asked("new session", conversation(self._random.choice(self._apps), document))
             self._sessions.append(opened)
             return opened
         return self._random.choice(self._sessions)

@@ -97,11 +97,11 @@ def draw(figure: "Figure", results: Results) -> None:
     from benchmarks.plots import BLUE, CACHED, COMPUTED, ORANGE, THOUSANDS, legend, line, tidy
 
     left, right = figure.subplots(1, 2)
-    points = sorted((row for of in results["series"].values() for row in of), key=lambda row: row["prompt_tokens"])
-    lengths = [row["prompt_tokens"] for row in points]
-    tidy(left, "Time to first token", "prompt, tokens", "ms")
-    line(left, lengths, [Spread.read(row["uncached_ms"]) for row in points], "not cached", COMPUTED, "s")
-    line(left, lengths, [Spread.read(row["cached_ms"]) for row in points], "cached", CACHED)
+    tidy(left, "Time to first token, random text", "prompt, tokens", "ms")
+    rows = results["series"]["lengths"]
+    lengths = [row["prompt_tokens"] for row in rows]
+    line(left, lengths, [Spread.read(row["uncached_ms"]) for row in rows], "not cached", COMPUTED, "s")
+    line(left, lengths, [Spread.read(row["cached_ms"]) for row in rows], "cached", CACHED)
     tidy(right, "Times sooner", "prompt, tokens", "not cached / cached")
     for name, label, colour, marker in (
         ("lengths", "random text", BLUE, "o"),

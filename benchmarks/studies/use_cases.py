@@ -39,7 +39,7 @@ class Pairs:
 
 async def products(bench: Bench, pairs: Pairs) -> None:
     """Three system prompts, customers of all three in turn."""
-    rules = {name: opening + bench.prompts.text(bench.sizes.shared) for name, opening in PRODUCTS.items()}
+    rules = {name: opening + bench.prompts.text(bench.sizes.case_shared) for name, opening in PRODUCTS.items()}
     for at in range(bench.sizes.product_questions):
         for name, text in rules.items():
             await pairs.ask(f"{name} {at + 1}", conversation(text, bench.prompts.question()))
@@ -47,7 +47,7 @@ async def products(bench: Bench, pairs: Pairs) -> None:
 
 async def chat(bench: Bench, pairs: Pairs) -> None:
     """A conversation; each turn repeats all before it and adds a question."""
-    messages = conversation(bench.prompts.text(bench.sizes.shared // 4), bench.prompts.question(24))
+    messages = conversation(bench.prompts.text(bench.sizes.case_shared // 4), bench.prompts.question(24))
     for turn in range(bench.sizes.turns):
         reply = await pairs.ask(f"turn {turn + 1}", messages)
         messages = go_on(messages, reply.text, bench.prompts.question(24))
@@ -55,7 +55,7 @@ async def chat(bench: Bench, pairs: Pairs) -> None:
 
 async def code(bench: Bench, pairs: Pairs) -> None:
     """One file, completed at several places: the cursor comes after the file."""
-    file = code_file(max(1, bench.sizes.shared // TOKENS_PER_FUNCTION))
+    file = code_file(max(1, bench.sizes.case_shared // TOKENS_PER_FUNCTION))
     salt = bench.prompts.question(4)
     for cursor in range(bench.sizes.cursors):
         question = f"{file}\n\nContinue after line {7 * cursor + 3}."
@@ -64,7 +64,7 @@ async def code(bench: Bench, pairs: Pairs) -> None:
 
 async def agent(bench: Bench, pairs: Pairs) -> None:
     """Rules and tools with every request; each step adds a call and its result."""
-    rules = AGENT_RULES + bench.prompts.text(bench.sizes.shared // 4)
+    rules = AGENT_RULES + bench.prompts.text(bench.sizes.case_shared // 4)
     messages: list[Any] = conversation(rules, TASK)
     for step in range(bench.sizes.agent_steps):
         await pairs.ask(f"step {step + 1}", messages, tools=tools())

@@ -96,7 +96,7 @@ def present(results: Results) -> Sequence[Part]:
 def draw(figure: "Figure", results: Results) -> None:
     from benchmarks.plots import CACHED, COMPUTED, bars, legend, line, tidy
 
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     series = {
         label: [Spread.read(stored) for stored in results["ttft_ms"][name]]
         for name, label in (("cached", "with the cache"), ("uncached", "without"))

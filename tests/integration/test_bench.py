@@ -33,6 +33,7 @@ TINY = Sizes(
     base=40,
     multiples=(1, 4),
     lengths=(64, 400),
+    case_shared=200,
     product_questions=2,
     turns=3,
     cursors=2,
