@@ -121,7 +121,7 @@ class ControlTokens:
         strings = list(_strings(values))
         dangers = {string: positions for string in strings if (positions := self._dangers(string))}
         originals = sorted({string[position] for string, positions in dangers.items() for position in positions})
-        unused = _unused_code_points(strings)
+        unused = unused_code_points(strings)
         try:
             spare, hole = next(unused), next(unused)
             stand_ins = {original: next(unused) for original in originals}
@@ -242,7 +242,7 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _unused_code_points(strings: Sequence[str]) -> Iterator[str]:
+def unused_code_points(strings: Sequence[str]) -> Iterator[str]:
     """Private-use code points that no string holds, as themselves or escaped.
 
     A few are tried one by one, which is fast; an input that holds those pays for a set of its characters.

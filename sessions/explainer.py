@@ -19,11 +19,12 @@ from sessions.explain import LEAST_SHARED_TOKENS, SNIPPET_CHARS, Findings, Lost,
 from sessions.hashing import HashChain
 from sessions.index import PrefixIndex
 from sessions.prompting import Prompted, Prompter, scope_of
-from sessions.replies import Replies, Transcript
+from sessions.replies import Replies
 from sessions.reports import Comparison, Divergence, Explanation, TokensByTier
 from sessions.sightings import Sightings
 from sessions.tiers import DiskTier
 from sessions.tokenizer import Tokenizer
+from sessions.transcripts import Transcript
 from sessions.types import ChatRequest, TokenId
 
 MAX_COMPARED: Final = 256

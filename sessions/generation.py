@@ -10,9 +10,9 @@ from sessions.detokenizer import TextStream
 from sessions.engine.request import RequestOutput, TokenScore
 from sessions.errors import SessionError
 from sessions.logprobs import LogprobStream
-from sessions.replies import Said
 from sessions.reply_parser import ReplyParser, ReplyPiece
 from sessions.reports import Delta, PromptReport, TokenLogprob, Usage
+from sessions.transcripts import Said
 from sessions.types import FinishReason, RequestId
 
 

@@ -54,13 +54,23 @@ class ContentSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What a template made of a conversation in which `hole`, a code point, holds the replies at `turns`: they stand as
+    they were generated, whatever the template would make of them."""
+
+    text: str
+    hole: str
+    turns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A rendered conversation.
 
     segments cover `text` from left to right, after the part whose tokens are `known_ids` (none, if it was all new).
     contents: where each non-empty content stands, in order; empty if the template did more than strip one, and where
     the beginning was known.
-    needed_stand_ins: a client wrote something that looks like a control token.
+    needed_stand_ins: a client wrote something that looks like a control token. held: where whole replies are in it.
     """
 
     text: str
@@ -69,6 +79,7 @@ class Prompt:
     moves: tuple[Move, ...]
     known_ids: Sequence[TokenId] = ()
     needed_stand_ins: bool = False
+    held: Held | None = None
 
     def content_at(self, offset: int) -> ContentSpan | None:
         """The content that covers `text[offset]`; None where the template wrote it."""

@@ -20,9 +20,10 @@ from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from sessions.hashing import HashChain, SharedContent, chain_hashes
 from sessions.prompt import Prompt
 from sessions.render import SaidTurn, render
-from sessions.replies import Opening, Replies, Transcript
+from sessions.replies import Replies
 from sessions.reports import PromptReport
 from sessions.tokenizer import Tokenizer
+from sessions.transcripts import Opening, Transcript
 from sessions.types import (
     BlockHash,
     Breakpoint,
@@ -198,6 +199,7 @@ class Prompter:
             token_ids=token_ids,
             chain=chain.fork(),
             num_spliced=start.num_spliced,
+            held=prompt.held,
             continues=start.transcript,
             salted_of=self._salted_of(request),
         )

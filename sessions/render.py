@@ -9,7 +9,7 @@ never changes what was rendered before them, as far as the model's own template 
     segments cover                                                                  └──────────── the rest only ┘
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from sessions.control_tokens import NoStandInError, StandIns
 from sessions.conversation import Call, Conversation, Turn
 from sessions.errors import InvalidRequest
-from sessions.prompt import ChatTemplate, ContentSpan, Prompt, Segment, TemplateError
+from sessions.prompt import ChatTemplate, ContentSpan, Held, Prompt, Segment, TemplateError
 from sessions.reply_edges import call_hole_turn, hole_turn, reply_edges
 from sessions.types import TokenId
 
@@ -27,7 +27,8 @@ class Known:
     """A beginning of a conversation that was rendered and encoded before.
 
     The first `num_turns` turns rendered to `text`, in which no stand-in was needed; then the model said `reply`, which
-    is the next turn's content. `ids` are the tokens of `text` and of the first `num_reply_chars` of the reply.
+    is the next turn's content, or all of it, calls and thoughts included. `ids` are the tokens of `text` and of the
+    first `num_reply_chars` of the reply. held: text and reply, if some replies in them are whole.
     """
 
     num_turns: int
@@ -35,6 +36,7 @@ class Known:
     reply: str
     num_reply_chars: int
     ids: list[TokenId]
+    held: Held | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +72,61 @@ def _whole(
 ) -> Prompt | None:
     """None if what was said has no place in what the template makes of the rest."""
     inputs, stand_ins = _neutralise(conversation, conversation.turns, template)
-    if said:
-        held = next((held for held in _with_holes(inputs, said, stand_ins.hole) if _accepts(template, held)), None)
-        if held is None:
-            return None
-        inputs = held
-    text = stand_ins.unescape(_applied(conversation, inputs, template, add_generation_prompt))
+    if not said:
+        text = stand_ins.unescape(_applied(conversation, inputs, template, add_generation_prompt))
+        skeleton = _skeleton(template, inputs, add_generation_prompt, stand_ins)
+        return _prompt(conversation, template, inputs, stand_ins, text, skeleton)
+    hole = stand_ins.hole
+    holding = _holding(inputs, template, add_generation_prompt, tuple(sorted(said)), hole)
+    if holding is None:
+        return None
+    inputs, text = holding
+    text = stand_ins.unescape(text)
     skeleton = _skeleton(template, inputs, add_generation_prompt, stand_ins)
-    if said:
-        edges = reply_edges(template, inputs.options)
-        holes = [edges.around(part, stand_ins.hole) if edges else None for part in (text, *skeleton)]
-        if None in holes or text.count(stand_ins.hole) != len(said):
-            return None
-        text, *skeleton = (part for part in holes if part is not None)
-    replies = [said[at] for at in sorted(said)]
-    prompt = Prompt(
+    edges = reply_edges(template, inputs.options)
+    parts = [part for part in (edges.around(part, hole) for part in skeleton if edges) if part is not None]
+    if len(parts) < len(skeleton):
+        return None
+    prompt = _prompt(conversation, template, inputs, stand_ins, text, parts)
+    held = Held(prompt.text, hole, tuple(sorted(said)))
+    return replace(_filled(prompt, hole, [said[at] for at in held.turns]), held=held)
+
+
+def _prompt(
+    conversation: Conversation,
+    template: ChatTemplate,
+    inputs: "_Inputs",
+    stand_ins: StandIns,
+    text: str,
+    skeleton: Sequence[str],
+) -> Prompt:
+    """text, skeleton: what the template made of `inputs`, holes where they belong."""
+    return Prompt(
         text=stand_ins.restore(text),
         segments=_segments(text, template, stand_ins),
-        contents=_locate_contents(text, inputs.turns, conversation.sources, skeleton, stand_ins.hole if said else ""),
+        contents=_locate_contents(text, inputs.turns, conversation.sources, skeleton, stand_ins.hole),
         moves=conversation.moves,
         needed_stand_ins=bool(stand_ins.of),
     )
-    return _filled(prompt, stand_ins.hole, replies) if said else prompt
 
 
-def _with_holes(inputs: "_Inputs", said: Mapping[int, SaidTurn], hole: str) -> Iterator["_Inputs"]:
-    """Replies as holes; then those with calls as calls, for templates that take nothing else there."""
+def _holding(
+    inputs: "_Inputs", template: ChatTemplate, add_generation_prompt: bool, at: Sequence[int], hole: str
+) -> tuple["_Inputs", str] | None:
+    """What the template makes of it with holes for the replies `at`, where these were generated. Replies with calls are
+    calls where it takes nothing else there. None if it takes neither, or puts them elsewhere."""
+    edges = reply_edges(template, inputs.options)
     for turn_of_call in (hole_turn, call_hole_turn):
         turns = list(inputs.turns)
-        for at in said:
-            turns[at] = turn_of_call(hole) if turns[at].tool_calls else hole_turn(hole)
-        yield replace(inputs, turns=tuple(turns))
+        for turn in at:
+            turns[turn] = turn_of_call(hole) if turns[turn].tool_calls else hole_turn(hole)
+        held = replace(inputs, turns=tuple(turns))
+        try:
+            text = edges.around(held.apply(template, add_generation_prompt), hole) if edges else None
+        except TemplateError:
+            continue
+        return (held, text) if text is not None and text.count(hole) == len(at) else None
+    return None
 
 
 def _filled(prompt: Prompt, hole: str, replies: Sequence[SaidTurn]) -> Prompt:
@@ -140,18 +166,26 @@ def _continued(conversation: Conversation, template: ChatTemplate, known: Known)
     if stand_ins.of:
         return None
     turns = (*conversation.turns[: known.num_turns], *inputs.turns)
-    text = _applied(conversation, _Inputs(turns, conversation.schemas or None, conversation.options), template, True)
-    start = len(known.text) + known.num_reply_chars
-    end = len(known.text) + len(known.reply)
-    if not (text.startswith(known.text) and text.startswith(known.reply, len(known.text))):
+    inputs = _Inputs(turns, conversation.schemas or None, conversation.options)
+    held, beginning = known.held, known.text + known.reply
+    if held is None:
+        text = _applied(conversation, inputs, template, True)
+    else:
+        holding = _holding(inputs, template, True, held.turns, held.hole)
+        if holding is None or not holding[1].startswith(held.text):
+            return None
+        text = beginning + holding[1][len(held.text) :]
+        held = replace(held, text=holding[1])
+    if not text.startswith(beginning):
         return None
+    start, end = len(known.text) + known.num_reply_chars, len(beginning)
     segments = _segments(text[end:], template, stand_ins)
     first = template.control_tokens.at(segments[0].text) if segments and segments[0].control_id is not None else None
     if first is None or first.lstrip or first.single_word:  # these look at what is before them
         return None
     rest = [replace(segment, start=end + segment.start) for segment in segments]
     cut = [Segment(start, text[start:end])] if start < end else []
-    return Prompt(text, (*cut, *rest), (), conversation.moves, known.ids)
+    return Prompt(text, (*cut, *rest), (), conversation.moves, known.ids, held=held)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ A record is believed only if its ids decode to the text. All of it is a hint: wh
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import msgpack
@@ -23,10 +23,8 @@ import msgpack
 from sessions.bounded import Bounded
 from sessions.conversation import Conversation, Turn, TurnKey, turn_key
 from sessions.detokenizer import fitting
-from sessions.hashing import HashChain
-from sessions.interned import interned
-from sessions.render import Known
-from sessions.reply_parser import Reading, ReplyPiece
+from sessions.reply_parser import Reading
+from sessions.transcripts import Opening, Said, Transcript, place_of
 from sessions.types import BlockHash, TokenId
 from sessions.whole_replies import Spliced, WholeReplies, turn_of
 
@@ -34,9 +32,6 @@ RECORD_BYTES: Final = 32 << 20
 TRANSCRIPT_BYTES: Final = 128 << 20
 MAX_FETCHED_TURNS: Final = 512
 _FORMAT: Final = 1
-_TURN_BYTES: Final = 120
-_ID_BYTES: Final = 8  # a place in a list: ids are interned
-_HASH_BYTES: Final = 57  # a bytes object of 16, and its place in a list
 
 
 class Shelf(Protocol):
@@ -50,69 +45,6 @@ class Shelf(Protocol):
 
     def forget_replies(self, root: BlockHash, *, and_salts: bool = False) -> None:
         """Does not wait."""
-
-
-@dataclass(slots=True)
-class Said:
-    """A reply under way: its ids so far, their text, and what its client was told of it, piece by piece."""
-
-    ids: list[int] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    told: list[ReplyPiece] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
-
-    @property
-    def reading(self) -> Reading:
-        return Reading.of(self.told)
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """A prompt and its reply. key: stands for all of it. chain: the hashes of `known.ids`. num_spliced: replies in it
-    whose ids are those that were generated. salted_of: as in `Opening`.
-    """
-
-    turns: tuple[Turn, ...]
-    schemas: list[dict[str, Any]]
-    options: tuple[tuple[str, Any], ...]
-    known: Known
-    chain: HashChain
-    key: TurnKey
-    num_spliced: int
-    salted_of: BlockHash | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        contents = sum(_TURN_BYTES + sum(map(sys.getsizeof, _texts(turn))) for turn in self.turns)
-        return (
-            contents
-            + sys.getsizeof(self.known.text)
-            + _ID_BYTES * len(self.known.ids)
-            + _HASH_BYTES * len(self.chain.hashes)
-        )
-
-
-@dataclass(slots=True)
-class Opening:
-    """A prompt whose replies are to be remembered. key: stands for its conversation.
-
-    root: its tenant's, or that of a salt; then salted_of is its tenant's.
-
-    text: as rendered; None where it cannot be taken up again as it is (`Known`). continues: the transcript it took up.
-    """
-
-    root: BlockHash
-    key: TurnKey
-    conversation: Conversation
-    text: str | None
-    token_ids: Sequence[TokenId]
-    chain: HashChain
-    num_spliced: int
-    continues: Transcript | None = None
-    salted_of: BlockHash | None = None
 
 
 class Replies:
@@ -160,10 +92,8 @@ class Replies:
         """What is known of the conversation up to its last reply, if that is known whole."""
         turns = conversation.turns
         last = next((at for at in range(len(turns) - 1, 0, -1) if turns[at].role == "assistant"), 0)
-        if not last or turns[last].tool_calls:
-            return None
-        found = self._transcripts.get((root, last, turns[last - 1].content, turns[last].content))
-        if found is None or found.turns != turns[:last]:
+        found = self._transcripts.get(place_of(root, turns[:last], turns[last])) if last else None
+        if found is None or found.turns != turns[:last] or turns[last].reasoning not in ("", found.said.reasoning):
             return None
         is_same = found.schemas == conversation.schemas and found.options == conversation.options
         return found if is_same else None
@@ -260,9 +190,15 @@ class Replies:
         if not running:
             del self._running[opening.key]
         text, told = said.text, said.reading
-        if is_whole and self._whole is not None and (told.calls or told.text != text or self._whole.dialect.thinks):
-            num_ids, _ = fitting(self._decode, self._before_end(said.ids), text)
-            self._record(opening, turn_key(opening.key, turn_of(told)), said.ids[:num_ids])
+        if is_whole and self._whole is not None and self._is_read(opening, told, text):
+            ids = self._before_end(said.ids)
+            num_ids, _ = fitting(self._decode, ids, text)
+            turn = turn_of(told)
+            key = turn_key(opening.key, turn)
+            self._record(opening, key, said.ids[:num_ids])
+            whole = self._whole.fitting(self._decode, ids[:num_ids], opening.conversation, turn) if is_first else None
+            if whole is not None and whole.whole is not None:
+                self._keep_transcript(opening, key, turn._replace(reasoning=told.reasoning), whole)
             return
         fit = self.fitting(said.ids, text) if is_whole else Spliced(said.ids, len(text))
         if fit is None or not fit.ids:
@@ -270,9 +206,18 @@ class Replies:
         shown = text.strip() if self._is_lenient else text
         key = turn_key(opening.key, Turn("assistant", shown))
         self._record(opening, key if is_whole else _cut_key(opening.key), fit.ids)
-        if is_whole and is_first and opening.text is not None:
+        if is_whole and is_first:
             lost = len(text) - len(text.lstrip()) if self._is_lenient else 0
-            self._keep_transcript(opening, key, shown, min(len(shown), max(0, fit.num_chars - lost)), fit.ids)
+            num_chars = min(len(shown), max(0, fit.num_chars - lost))
+            self._keep_transcript(opening, key, Turn("assistant", shown), replace(fit, num_chars=num_chars))
+
+    def _is_read(self, opening: Opening, told: Reading, text: str) -> bool:
+        """Is the reply more than its text, or stands that elsewhere later?"""
+        assert self._whole is not None
+        if told.calls or told.text != text or self._whole.dialect.thinks:
+            return True
+        is_stripped = self._is_lenient and text != text.strip()
+        return not is_stripped and self._whole.moves(opening.conversation)
 
     def _record(self, opening: Opening, key: bytes, ids: Sequence[int]) -> None:
         kept = array("I", ids)
@@ -280,20 +225,13 @@ class Replies:
         if self._control_ids.isdisjoint(kept):  # from outside such a record would not be believed
             self._shelf.keep_reply(opening.root, key, _packed(kept), opening.salted_of)
 
-    def _keep_transcript(
-        self, opening: Opening, key: TurnKey, reply: str, num_reply_chars: int, ids: Sequence[int]
-    ) -> None:
-        assert opening.text is not None
-        said = opening.conversation
-        turns = said.turns
-        chain = opening.chain
-        chain.extend(ids)
-        known = Known(len(turns), opening.text, reply, num_reply_chars, [*opening.token_ids, *interned(ids)])
+    def _keep_transcript(self, opening: Opening, key: TurnKey, said: Turn, fit: Spliced) -> None:
+        made = Transcript.of(opening, key, said, fit)
+        if made is None:
+            return
         if opening.continues is not None:
-            self._transcripts.pop(_place(opening.root, opening.continues))
-        num_spliced = opening.num_spliced + 1
-        made = Transcript(turns, said.schemas, said.options, known, chain, key, num_spliced, opening.salted_of)
-        self._transcripts.put(_place(opening.root, made), made)
+            self._transcripts.pop(opening.continues.place)
+        self._transcripts.put(made.place, made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,15 +240,6 @@ class _Record:
 
     ids: "array[int]"
     salted_of: BlockHash | None
-
-
-def _place(root: BlockHash, transcript: Transcript) -> tuple[Any, ...]:
-    return root, len(transcript.turns), transcript.turns[-1].content, transcript.known.reply
-
-
-def _texts(turn: Turn) -> Iterator[str]:
-    yield from (turn.content, turn.tool_call_id or "", turn.reasoning)
-    yield from (text for call in turn.tool_calls for text in call)
 
 
 def _cut_key(parent: TurnKey) -> TurnKey:

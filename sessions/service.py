@@ -32,7 +32,7 @@ from sessions.keeping import keeping_of
 from sessions.lower_tiers import CALL_TIMEOUT_S, LowerTiers
 from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter, scope_of
-from sessions.replies import Replies, Said
+from sessions.replies import Replies
 from sessions.reply_edges import moves_replies, opens_thoughts
 from sessions.reports import Comparison, Explanation, KVLayout, PromptReport, Readiness, Stats, Usage
 from sessions.response_store import ResponseStore
@@ -41,6 +41,7 @@ from sessions.submission import EnginePrompt, choices_of, parser_of
 from sessions.submission import engine_requests as requests_of
 from sessions.texts import Texts
 from sessions.tool_grammar import reply_grammar
+from sessions.transcripts import Said
 from sessions.truncation import truncated
 from sessions.types import BlockHash, ChatRequest, CompletionRequest, RequestId, SamplingParams, TokenId
 from sessions.whole_replies import WholeReplies

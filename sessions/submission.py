@@ -15,9 +15,9 @@ from sessions.grammars import CompiledGrammar
 from sessions.hashing import HashChain
 from sessions.keeping import Keeping
 from sessions.logprobs import LogprobStream
-from sessions.replies import Said
 from sessions.reply_parser import ReplyParser
 from sessions.tokenizer import Tokenizer
+from sessions.transcripts import Said
 from sessions.types import ChatRequest, CompletionRequest, RequestId, SamplingParams, TokenId
 
 CONTEXT_TOKENS = 4

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sessions.conversation import Conversation, Turn, canonical, turn_keys
 from sessions.detokenizer import StopStrings, TextStream
 from sessions.hashing import HashChain
-from sessions.replies import Opening, Replies, Said
+from sessions.replies import Replies
 from sessions.tokenizer import Tokenizer
+from sessions.transcripts import Opening, Said
 from sessions.types import BlockHash, Breakpoint, Message, Part
 from tests.fakes import byte_tokenizer
 

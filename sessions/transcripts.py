@@ -1,0 +1,134 @@
+"""Transcripts: a prompt and its reply, so that the next turn of the conversation looks at its new messages alone. Pure.
+
+Opening      a prompt that was rendered and encoded      ┐
+Said         what is being said after it                 ├ Transcript: the beginning of the next prompt
+                                                         ┘
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from sessions.control_tokens import unused_code_points
+from sessions.conversation import Conversation, Turn, TurnKey
+from sessions.hashing import HashChain
+from sessions.interned import interned
+from sessions.prompt import Held
+from sessions.render import Known
+from sessions.reply_parser import Reading, ReplyPiece
+from sessions.types import BlockHash, TokenId
+from sessions.whole_replies import Spliced
+
+_TURN_BYTES: Final = 120
+_ID_BYTES: Final = 8  # a place in a list: ids are interned
+_HASH_BYTES: Final = 57  # a bytes object of 16, and its place in a list
+
+
+@dataclass(slots=True)
+class Said:
+    """A reply under way: its ids so far, their text, and what its client was told of it, piece by piece."""
+
+    ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    told: list[ReplyPiece] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def reading(self) -> Reading:
+        return Reading.of(self.told)
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """A prompt and its reply. key: stands for all of it. chain: the hashes of `known.ids`. num_spliced: replies in it
+    whose ids are those that were generated. said: the reply as its client saw it. salted_of: as in `Opening`.
+    """
+
+    turns: tuple[Turn, ...]
+    said: Turn
+    schemas: list[dict[str, Any]]
+    options: tuple[tuple[str, Any], ...]
+    known: Known
+    chain: HashChain
+    key: TurnKey
+    num_spliced: int
+    salted_of: BlockHash | None = None
+
+    @classmethod
+    def of(cls, opening: "Opening", key: TurnKey, said: Turn, fit: Spliced) -> "Transcript | None":
+        """After a reply. fit: the ids of all of `said`, or of its content. None where its prompt cannot be taken up."""
+        if opening.text is None:
+            return None
+        conversation, held = opening.conversation, opening.held
+        num_turns = len(conversation.turns)
+        reply = said.content if fit.whole is None else fit.whole
+        if fit.whole is not None:
+            held = held or Held(opening.text, next(unused_code_points([opening.text])), ())
+            held = Held(held.text + held.hole, held.hole, (*held.turns, num_turns))
+        elif held is not None:
+            held = replace(held, text=held.text + reply)
+        ids = [*opening.token_ids, *interned(fit.ids)]
+        chain = opening.chain
+        chain.extend(fit.ids)
+        return cls(
+            conversation.turns,
+            said,
+            conversation.schemas,
+            conversation.options,
+            Known(num_turns, opening.text, reply, fit.num_chars, ids, held),
+            chain,
+            key,
+            opening.num_spliced + 1,
+            opening.salted_of,
+        )
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        return place_of(self.chain.root, self.turns, self.said)
+
+    @property
+    def num_bytes(self) -> int:
+        contents = sum(_TURN_BYTES + sum(map(sys.getsizeof, _texts(turn))) for turn in self.turns)
+        return (
+            contents
+            + sys.getsizeof(self.known.text)
+            + (0 if self.known.held is None else sys.getsizeof(self.known.held.text))
+            + _ID_BYTES * len(self.known.ids)
+            + _HASH_BYTES * len(self.chain.hashes)
+        )
+
+
+@dataclass(slots=True)
+class Opening:
+    """A prompt whose replies are to be remembered. key: stands for its conversation.
+
+    root: its tenant's, or that of a salt; then salted_of is its tenant's.
+
+    text: as rendered; None where it cannot be taken up again as it is (`Known`). held: as in `Prompt`. continues: the
+    transcript it took up.
+    """
+
+    root: BlockHash
+    key: TurnKey
+    conversation: Conversation
+    text: str | None
+    token_ids: Sequence[TokenId]
+    chain: HashChain
+    num_spliced: int
+    held: Held | None = None
+    continues: Transcript | None = None
+    salted_of: BlockHash | None = None
+
+
+def place_of(root: BlockHash, turns: Sequence[Turn], said: Turn) -> tuple[Any, ...]:
+    """Where a transcript is looked for; whether it is the one, its turns say."""
+    return root, len(turns), turns[-1].content, said.content, tuple(call[1:] for call in said.tool_calls)
+
+
+def _texts(turn: Turn) -> Iterator[str]:
+    yield from (turn.content, turn.tool_call_id or "", turn.reasoning)
+    yield from (text for call in turn.tool_calls for text in call)
