@@ -45,6 +45,11 @@ class Branches:
             raise ValueError(f"There is no branch {number}; there are {len(self._branches)}.")
         self.current = number
 
+    def abandon(self, back_to: int) -> None:
+        """Undo the latest fork or edit, and be in that branch again."""
+        self._branches.pop()
+        self.current = back_to
+
     def take_back(self) -> list[Message]:
         """Remove what follows the last question of this branch, and return it: a reply, or nothing."""
         end = self._place(self.num_turns) + 1

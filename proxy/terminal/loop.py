@@ -145,7 +145,7 @@ class Chat:
         if not text.strip():
             raise ValueError("Say what to ask in its place: /edit N TEXT.")
         self._note(f"branch {self._branches.edit(turn, text.strip())}")
-        self._answer(lambda: self._branches.switch(was))
+        self._answer(lambda: self._branches.abandon(was))
 
     def _regenerate(self, _: str) -> None:
         removed = self._branches.take_back()

@@ -129,10 +129,14 @@ def test_what_cannot_be_loaded_or_reached_is_one_sentence(server: RunningServer,
 
 
 class Foreign(BaseHTTPRequestHandler):
-    """Lists a model, says two pieces and, asked to wait, no more; explains nothing, and counts no cached tokens."""
+    """Lists a model, says two pieces and, asked to wait, no more; explains nothing, and counts no cached tokens.
+
+    What is asked to be answered once is refused from the second time on.
+    """
 
     protocol_version = "HTTP/1.1"
     go_on = threading.Event()
+    was_answered = threading.Event()
 
     def do_GET(self) -> None:
         self._answer(
@@ -144,6 +148,11 @@ class Foreign(BaseHTTPRequestHandler):
         if not self.path.endswith("/chat/completions"):
             self._answer(404, {"detail": "Not Found"})
             return
+        if "once" in asked["messages"][-1]["content"]:
+            if self.was_answered.is_set():
+                self._answer(500, {"error": {"message": "Not again."}})
+                return
+            self.was_answered.set()
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
@@ -184,6 +193,7 @@ def foreign() -> Iterator[str]:
     server.server_close()
     thread.join()
     Foreign.go_on.clear()
+    Foreign.was_answered.clear()
 
 
 def test_a_server_that_says_less(foreign: str) -> None:
@@ -245,3 +255,19 @@ def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(foreign: str, tmp_path: Pa
         terminal.type("\x04")
         assert terminal.process.wait(DEADLINE_S) == 0
     assert [message["content"] for message in json.loads(file.read_text())["messages"]] == ["please wait", "One two"]
+
+
+def test_what_the_server_refuses_leaves_the_conversation_as_it_was(foreign: str, tmp_path: Path) -> None:
+    file = tmp_path / "saved.json"
+    with contextlib.closing(Terminal(foreign)) as terminal:
+        terminal.expect("1> ")
+        terminal.type("answer once\n")
+        terminal.expect("1,204 prompt")
+        for line in ("/regenerate", "/edit 1 only once", "once more"):
+            terminal.seen = ""
+            terminal.type(line + "\n")
+            terminal.expect("Not again.")
+            terminal.expect("2> ")
+        terminal.type(f"/save {file}\n/quit\n")
+        assert terminal.process.wait(DEADLINE_S) == 0
+    assert [message["content"] for message in json.loads(file.read_text())["messages"]] == ["answer once", "One two"]

@@ -34,8 +34,8 @@ def test_an_edit_is_a_new_branch_that_ends_with_the_new_question() -> None:
     branches = three_turns()
     assert branches.edit(2, "new") == 2
     assert contents(branches) == ["s", "user 1", "assistant 1", "new"]
-    branches.switch(1)
-    assert contents(branches)[3] == "user 2"
+    branches.abandon(1)
+    assert contents(branches)[3] == "user 2" and len(branches.listed()) == 1
 
 
 def test_what_was_sent_for_the_last_reply_and_taking_that_back() -> None:
