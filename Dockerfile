@@ -17,6 +17,7 @@ RUN python -m venv /home/anaphora/venv \
 COPY --chown=anaphora pyproject.toml README.md LICENSE ./
 COPY --chown=anaphora proxy proxy
 COPY --chown=anaphora sessions sessions
+COPY --chown=anaphora benchmarks benchmarks
 RUN pip install .
 
 ENV ANAPHORA_HOST=0.0.0.0 ANAPHORA_PORT=8000 ANAPHORA_CACHE_DIR=/cache ANAPHORA_LOG_FORMAT=json

@@ -112,7 +112,7 @@ async def _given(server: Server, api_key: str) -> AsyncIterator[Subject]:
 
 
 def _facts(subject: Subject) -> dict[str, Any]:
-    return {"name": subject.name, "model": subject.client.model, "traits": subject.traits.as_json()}
+    return {"name": subject.name, "model": subject.model, "traits": subject.traits.as_json()}
 
 
 async def _run_all(

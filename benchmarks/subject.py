@@ -86,6 +86,13 @@ class Subject:
         self.client = client
         self.traits = traits
 
+    @property
+    def model(self) -> str:
+        """Its name; of a path, which some servers tell, the last part."""
+        return (
+            self.client.model.rstrip("/").rpartition("/")[2] if self.client.model.startswith("/") else self.client.model
+        )
+
     @classmethod
     async def look(cls, name: str, client: Client) -> "Subject":
         """Find out, by some four requests, what the server understands. Raises BenchmarkFailed."""

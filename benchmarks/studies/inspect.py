@@ -18,7 +18,7 @@ async def measure(bench: Bench) -> Results:
     if not layout["layers"]:
         raise NotMeasured("the server's model has no KV to show")
     bench.progress.tick()
-    return {"model": bench.subject.client.model, "layout": layout}
+    return {"model": bench.subject.model, "layout": layout}
 
 
 def layer_bytes(layout: dict[str, Any], layer: dict[str, Any], heads: int) -> float:

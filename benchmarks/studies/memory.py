@@ -24,7 +24,7 @@ async def measure(bench: Bench) -> Results:
     loaded: dict[str, Any] | None = None
     if bench.subject.traits.is_anaphora:
         layout = await bench.subject.client.get("/cache/layout")
-        loaded = {"name": bench.subject.client.model, **layout}
+        loaded = {"name": bench.subject.model, **layout}
     block_size = loaded["block_size"] if loaded else BLOCK_SIZE
     counted = []
     for num_requests in sizes.sharers:

