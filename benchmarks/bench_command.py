@@ -29,7 +29,11 @@ STUDY_NAMES: Final = (
 """Written out, so that `--help` need not import them."""
 
 
-@click.command("bench", context_settings={"max_content_width": 120})
+@click.command(
+    "bench",
+    short_help="What the cache does here, as numbers and pictures.",
+    context_settings={"max_content_width": 120},
+)
 @click.option("--quick", is_flag=True, help="Small sizes, three rounds: minutes instead of an hour.")
 @click.option(
     "--out",

@@ -131,6 +131,7 @@ def test_five_cities_share_all_but_the_question(report: dict[str, Any]) -> None:
     first, *others = found["cached_tokens"]
     assert first == 0, "a round begins with an empty cache"
     assert all(cached > found["prompt_tokens"] * 0.7 for cached in others)
+    assert found["found_without"] == 0, "a salt nobody has used"
 
 
 def test_order_decides_what_is_shared_and_rendering_mends_one_of_two(report: dict[str, Any]) -> None:
