@@ -17,9 +17,9 @@ export class Chat {
     return own.map((message) => message.turn);
   }
 
-  /** What a request would send: all up to message `end`. */
+  /** What a request would send: all up to message `end`, but for replies that never began. */
   asked(end = this.messages.length) {
-    const said = this.messages.slice(0, end).map(({ role, content }) => ({ role, content }));
+    const said = this.messages.slice(0, end).filter(({ content }) => content).map(({ role, content }) => ({ role, content }));
     return this.system ? [{ role: "system", content: this.system }, ...said] : said;
   }
 

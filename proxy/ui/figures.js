@@ -2,7 +2,7 @@
 
 import { bytes, count, counted, element, percent, say, seconds, set, svg } from "./dom.js";
 
-const KEPT = 180;
+const KEPT = 120;
 const CHART = { width: 200, height: 40 };
 
 class Figure {

@@ -23,7 +23,8 @@ function chatRow(chat, isCurrent, open) {
     : "no turn finished yet";
   const button = element("button", { type: "button", class: "quiet name", onclick: () => open(chat), "aria-pressed": String(isCurrent) }, chat.name);
   const turns = known.map((turn, at) => turnRow(turn, at, longest));
-  return element("div", { class: "session" }, button, element("p", { class: "note" }, text), element("ol", { class: "turns" }, ...turns));
+  const head = element("div", { class: "head" }, button, element("p", { class: "note" }, text));
+  return element("div", { class: "session" }, head, element("ol", { class: "turns" }, ...turns));
 }
 
 function turnRow(turn, at, longest) {
@@ -47,16 +48,18 @@ export function showStored(tree) {
   const rows = leaves.slice(0, MOST_STORED).map((leaf) => storedRow(leaf, sharedOf(leaf, byNode), longest));
   const more = leaves.length - rows.length;
   if (more > 0) rows.push(element("li", { class: "note" }, `and ${counted(more, "more path", "more paths")}`));
-  set(byId("sessions-stored-title"), { hidden: leaves.length === 0 });
+  set(byId("sessions-stored-head"), { hidden: leaves.length === 0 });
   byId("sessions-stored").replaceChildren(element("ol", { class: "turns" }, ...rows));
 }
 
 /** Tokens of a path that other paths go through too. */
 function sharedOf(leaf, byNode) {
+  let after = leaf;
   for (let node = byNode.get(leaf.parent); node; node = byNode.get(node.parent)) {
-    if (node.paths > 1) return node.start + node.tokens;
+    if (node.paths > 1) return after.start;
+    after = node;
   }
-  return leaf.parent === null ? leaf.start : 0;
+  return after.start;
 }
 
 function storedRow(leaf, shared, longest) {

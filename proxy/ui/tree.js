@@ -66,7 +66,7 @@ export class TreePicture {
     });
     set(rect, { x: at.x, y: at.y - at.thick / 2, width: at.width, height: at.thick, rx: Math.min(4, at.thick / 2) });
     set(rect, { "fill-opacity": node.running ? 1 : freshness(node.age_s) });
-    set(label, at.isLeaf ? { x: at.x + at.width + 6, y: at.y + 4 } : { x: at.x + 1, y: at.y - at.thick / 2 - 3 });
+    set(label, at.ends ? { x: at.x + at.width + 6, y: at.y + 4 } : { x: at.x + 1, y: at.y - at.thick / 2 - 3 });
     say(label, labelled(node, at));
   }
 
@@ -101,6 +101,7 @@ export class TreePicture {
       ["tokens", `${count(node.start)} to ${count(node.start + node.tokens)}`],
       ["paths", count(node.paths)],
       ["hits", count(node.hits)],
+      ["tier", node.tier === "pool" ? "pool" : "disk"],
       ["held by", counted(node.running, "request", "requests")],
       ["last used", node.running || node.age_s < 1 ? "now" : `${age(node.age_s)} ago`],
     ];
@@ -129,11 +130,12 @@ export class TreePicture {
   }
 }
 
-/** Where each node stands: {order, at: id -> {x, y, width, thick, depth, isLeaf}, width, height}. */
+/** Where each node stands: {order, at: id -> {x, y, width, thick, depth, ends}, width, height}. */
 export function layout(nodes, seen, width) {
   const children = new Map();
+  let next = Math.max(-1, ...seen.values()) + 1;
   for (const node of nodes) {
-    if (!seen.has(node.id)) seen.set(node.id, seen.size ? Math.max(...seen.values()) + 1 : 0);
+    if (!seen.has(node.id)) seen.set(node.id, next++);
     const siblings = children.get(node.parent) ?? [];
     siblings.push(node);
     children.set(node.parent, siblings);
@@ -146,12 +148,16 @@ export function layout(nodes, seen, width) {
   const place = (node, depth, x) => {
     const long = Math.sqrt(node.tokens);
     order.push(node);
-    const below = children.get(node.id) ?? [];
-    const mine = { x, width: long, depth, thick: Math.min(16, 5 + 2.6 * Math.log2(node.paths)), isLeaf: below.length === 0 };
+    const reach = (child) => Math.min(1, (child.start - node.start) / node.tokens);
+    const [after, beside] = parted(children.get(node.id) ?? [], (child) => reach(child) === 1);
+    const ends = after.length === 0;
+    const mine = { x, width: long, depth, ends, thick: Math.min(16, 5 + 2.6 * Math.log2(node.paths)) };
     at.set(node.id, mine);
     longest = Math.max(longest, x + long);
-    const ys = below.map((child) => place(child, depth + 1, x + long));
-    mine.y = ys.length ? (ys[0] + ys.at(-1)) / 2 : ROW * (rows++ + 0.75);
+    const row = ends ? ROW * (rows++ + 0.75) : 0;
+    const ys = after.map((child) => place(child, depth + 1, x + long));
+    mine.y = row || (ys[0] + ys.at(-1)) / 2;
+    for (const child of beside) place(child, depth + 1, x + long * reach(child));
     return mine.y;
   };
   for (const top of children.get(null) ?? []) place(top, 0, top.start ? Math.sqrt(top.start) : 0);
@@ -163,6 +169,10 @@ export function layout(nodes, seen, width) {
   return { order, at, width, height: ROW * (rows + 0.5) };
 }
 
+function parted(all, isFirst) {
+  return [all.filter(isFirst), all.filter((one) => !isFirst(one))];
+}
+
 function link(node, at) {
   const own = at.get(node.id);
   const before = node.parent === null ? null : at.get(node.parent);
@@ -170,7 +180,7 @@ function link(node, at) {
     const lead = svg("path", { d: `M4,${own.y}H${own.x}`, class: node.start ? "declared" : "root" });
     return [lead];
   }
-  const x = before.x + before.width;
+  const x = Math.min(before.x + before.width, own.x);
   const bend = Math.min(8, Math.max(2, own.x - x));
   const d = `M${x},${before.y}C${x + bend},${before.y} ${x},${own.y} ${own.x},${own.y}`;
   return [svg("path", { d: own.y === before.y ? `M${x},${own.y}H${own.x}` : d })];
@@ -180,7 +190,7 @@ const freshness = (unused) => Math.max(0.3, 1 - Math.log10(1 + unused) / 5).toFi
 
 function labelled(node, at) {
   const more = node.left_out ? ` +${count(node.left_out)} not shown` : "";
-  if (at.isLeaf) return `${count(node.tokens)} · ${age(node.running ? 0 : node.age_s)}${more}`;
+  if (at.ends) return `${count(node.tokens)} · ${age(node.running ? 0 : node.age_s)}${more}`;
   return at.width > 30 ? count(node.tokens) : "";
 }
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -219,6 +220,34 @@ async def test_words_stand_out_from_what_is_behind_them(server: RunningServer, v
         await expect(visit["#trie .node"]).not_to_have_count(0)
         moving = await visit.page.evaluate("document.getAnimations().length")
         assert moving == 0
+
+
+async def test_no_two_runs_are_drawn_over_each_other(server: RunningServer, visiting: Visiting) -> None:
+    """What is on disk may leave the middle of a run, of one that goes on and of one that ends."""
+
+    def node(name: str, parent: str | None, start: int, tokens: int, paths: int = 1) -> dict[str, Any]:
+        return {"id": name, "parent": parent, "start": start, "tokens": tokens, "paths": paths}
+
+    nodes = [
+        node("head", None, 0, 144, 4),
+        node("a", "head", 144, 30),
+        node("e", "head", 64, 16),
+        node("b", "head", 144, 60, 2),
+        node("d", "b", 160, 16),
+    ]
+    async with visiting(server.origin) as visit:
+        await visit.open()
+        script = """async nodes => {
+          const { layout } = await import('/ui/tree.js');
+          return Object.fromEntries(layout(nodes, new Map(), 600).at);
+        }"""
+        at = await visit.page.evaluate(script, nodes)
+    for one, other in combinations(at.values(), 2):
+        is_beside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+        assert is_beside or abs(one["y"] - other["y"]) > (one["thick"] + other["thick"]) / 2
+    assert at["head"]["x"] < at["e"]["x"] < at["a"]["x"] == at["b"]["x"] < at["d"]["x"]
+    assert {name for name, one in at.items() if one["ends"]} == {"a", "b", "d", "e"}
+    assert at["head"]["thick"] > at["b"]["thick"] > at["a"]["thick"]
 
 
 def contrast(one: str, other: str) -> float:
