@@ -30,14 +30,14 @@ TASKS = {
     "python/langchain_client.py": ("chat", "stream", "responses", "tools", "structured"),
     "python/agents_sdk.py": ("chat", "stream", "responses", "tools", "structured"),
     "python/pydantic_agent.py": ("chat", "stream", "responses", "tools", "structured"),
-    "python/instructor_client.py": ("tools", "structured"),
-    "python/llama_index_client.py": ("chat", "stream", "tools", "structured"),
-    "python/haystack_client.py": ("chat", "stream", "tools", "structured"),
-    "python/llm_client.py": ("chat", "stream", "structured"),
+    "python/instructor_client.py": ("chat", "tools", "structured", "partial"),
+    "python/llama_index_client.py": ("chat", "stream", "responses", "tools", "structured"),
+    "python/haystack_client.py": ("chat", "stream", "responses", "tools", "structured"),
+    "python/llm_client.py": ("chat", "stream", "responses", "structured"),
     "node/openai_sdk.mjs": ("chat", "stream", "responses", "tools", "structured"),
-    "node/ai_sdk.mjs": ("chat", "stream", "tools", "structured"),
+    "node/ai_sdk.mjs": ("chat", "stream", "responses", "tools", "structured"),
 }
-"""What each script is asked. instructor makes objects only; llm calls tools when the model wants to, which this one
+"""What each script is asked. instructor streams objects only; llm calls tools when the model wants to, which this one
 rarely does."""
 
 EXCHANGES = [(script, task) for script, tasks in TASKS.items() for task in tasks]

@@ -1,4 +1,5 @@
-// The Vercel AI SDK with its provider for OpenAI-compatible servers.
+// The Vercel AI SDK with its provider for OpenAI-compatible servers; /v1/responses with its provider for OpenAI.
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateObject, generateText, streamText, tool } from "ai";
 import { City, HELLO, MAX_TOKENS, PERSON, Person, WEATHER, run } from "./task.mjs";
@@ -15,6 +16,10 @@ await run("ai", {
     const streamed = streamText({ model: served(baseURL, model), prompt: HELLO, maxOutputTokens: MAX_TOKENS, maxRetries: 0 });
     for await (const piece of streamed.textStream) pieces.push(piece);
     return pieces;
+  },
+  async responses(baseURL, model) {
+    const stored = createOpenAI({ baseURL, apiKey: "none" }).responses(model);
+    return (await generateText({ model: stored, prompt: HELLO, maxOutputTokens: MAX_TOKENS, maxRetries: 0 })).text;
   },
   async tools(baseURL, model) {
     const weather = tool({ description: "The weather in a city.", inputSchema: City });

@@ -1,8 +1,8 @@
-"""Haystack's OpenAIChatGenerator."""
+"""Haystack's OpenAIChatGenerator and OpenAIResponsesChatGenerator."""
 
 from typing import Any
 
-from haystack.components.generators.chat import OpenAIChatGenerator
+from haystack.components.generators.chat import OpenAIChatGenerator, OpenAIResponsesChatGenerator
 from haystack.dataclasses import ChatMessage
 from haystack.tools import create_tool_from_function
 from haystack.utils import Secret
@@ -32,6 +32,17 @@ def stream(base_url: str, model: str) -> Any:
     return pieces
 
 
+def responses(base_url: str, model: str) -> Any:
+    generator = OpenAIResponsesChatGenerator(
+        api_key=Secret.from_token("none"),
+        model=model,
+        api_base_url=base_url,
+        generation_kwargs={"max_output_tokens": MAX_TOKENS},
+        max_retries=0,
+    )
+    return generator.run([ChatMessage.from_user(HELLO)])["replies"][0].text
+
+
 def tools(base_url: str, model: str) -> Any:
     weather = create_tool_from_function(get_weather)
     answer = reply(base_url, model, WEATHER, 200, tools=[weather], asked={"tool_choice": "required"})
@@ -43,4 +54,4 @@ def structured(base_url: str, model: str) -> Any:
     return Person.model_validate_json(answer.text).model_dump()
 
 
-run("haystack-ai", chat=chat, stream=stream, tools=tools, structured=structured)
+run("haystack-ai", chat=chat, stream=stream, responses=responses, tools=tools, structured=structured)

@@ -1,9 +1,10 @@
-"""LlamaIndex, through llama-index-llms-openai-like."""
+"""LlamaIndex, through llama-index-llms-openai-like; /v1/responses through llama-index-llms-openai."""
 
 from typing import Any
 
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
+from llama_index.llms.openai import OpenAIResponses
 from llama_index.llms.openai_like import OpenAILike
 from task import HELLO, MAX_TOKENS, PERSON, WEATHER, Person, get_weather, run
 
@@ -29,6 +30,18 @@ def stream(base_url: str, model: str) -> Any:
     return [piece.delta for piece in llm(base_url, model).stream_chat([ChatMessage(content=HELLO)])]
 
 
+def responses(base_url: str, model: str) -> Any:
+    served = OpenAIResponses(
+        model=model,
+        api_base=base_url,
+        api_key="none",
+        max_output_tokens=MAX_TOKENS,
+        max_retries=0,
+        context_window=2048,
+    )
+    return served.chat([ChatMessage(content=HELLO)]).message.content
+
+
 def tools(base_url: str, model: str) -> Any:
     served = llm(base_url, model, 200)
     weather = FunctionTool.from_defaults(get_weather)
@@ -42,4 +55,4 @@ def structured(base_url: str, model: str) -> Any:
     return served.as_structured_llm(Person).chat([ChatMessage(content=PERSON)]).raw.model_dump()
 
 
-run("llama-index-llms-openai-like", chat=chat, stream=stream, tools=tools, structured=structured)
+run("llama-index-llms-openai-like", chat=chat, stream=stream, responses=responses, tools=tools, structured=structured)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from llm.default_plugins.openai_models import Chat
+from llm.default_plugins.openai_models import Chat, Responses
 from task import HELLO, MAX_TOKENS, PERSON, Person, run
 
 
@@ -21,9 +21,15 @@ def stream(base_url: str, model: str) -> Any:
     return list(served(base_url, model).prompt(HELLO, stream=True, key="none", max_tokens=MAX_TOKENS))
 
 
+def responses(base_url: str, model: str) -> Any:
+    served = Responses("anaphora", key="none", model_name=model, api_base=base_url)
+    served.needs_key = None
+    return served.prompt(HELLO, stream=True, key="none", max_tokens=MAX_TOKENS).text()
+
+
 def structured(base_url: str, model: str) -> Any:
     response = served(base_url, model).prompt(PERSON, stream=False, key="none", schema=Person, max_tokens=200)
     return json.loads(response.text())
 
 
-run("llm", chat=chat, stream=stream, structured=structured)
+run("llm", chat=chat, stream=stream, responses=responses, structured=structured)
