@@ -103,10 +103,13 @@ class BodyRequest(Request[Any, Any, Any]):
     """`request_class` of controllers with a chat request's body. Litestar asks for `body()`, then for `json()`."""
 
     async def body(self) -> bytes:
-        """Raises BodyTimeout, ClientDisconnected, and Litestar's 413."""
+        """No bytes are an object without fields: Litestar would take them for no argument, and name ours.
+
+        Raises BodyTimeout, ClientDisconnected, and Litestar's 413.
+        """
         try:
             async with asyncio.timeout(self.app.state.settings.client_timeout_s):
-                return await super().body()
+                return await super().body() or b"{}"
         except TimeoutError:
             raise BodyTimeout from None
         except InternalServerException:  # what Litestar makes of a client that leaves while it sends

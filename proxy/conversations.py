@@ -37,7 +37,7 @@ class ConversationBodyRequest(BodyRequest):
     """Of POST /v1/conversations."""
 
     def decode(self, body: bytes, settings: Settings) -> ConversationRequest:
-        request = decode_body(body or b"{}", CONVERSATION_DECODER, max_depth=settings.max_json_depth)
+        request = decode_body(body, CONVERSATION_DECODER, max_depth=settings.max_json_depth)
         check_count(len(request.items or ()), settings.max_messages, "items")
         return request
 

@@ -132,6 +132,20 @@ def test_a_body_that_is_no_request_is_a_400(server: RunningServer, body: bytes) 
     assert response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [("/chat/completions", "messages"), ("/completions", "prompt"), ("/responses", "model"), ("/tokenize", "prompt")],
+)
+def test_no_body_lacks_what_is_required(server: RunningServer, path: str, param: str) -> None:
+    """Not a parameter of ours."""
+    answer = httpx.post(f"{server.origin}/v1{path}")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_conversation_can_begin_without_a_body(server: RunningServer) -> None:
+    assert httpx.post(server.origin + "/v1/conversations").json()["object"] == "conversation"
+
+
 def test_the_content_type_is_the_client_s_business(server: RunningServer) -> None:
     body = json.dumps({"model": "fake", "messages": HELLO, "max_tokens": 1}).encode()
     response = httpx.post(server.origin + "/v1/chat/completions", content=body, headers={"content-type": "text/plain"})
