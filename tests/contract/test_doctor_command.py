@@ -73,8 +73,7 @@ def test_what_would_not_start_makes_the_exit_code_1(tmp_path: Path) -> None:
 )
 def test_wrong_settings_are_found(tmp_path: Path, wrong: dict[str, Any], check: str) -> None:
     settings = Settings(**({"port": 0, "model": str(tmp_path), "cache_dir": tmp_path} | wrong))
-    failures = [finding.check for finding in examine(settings) if finding.verdict == "failure"]
-    assert failures[0] == check
+    assert next(finding.check for finding in examine(settings) if finding.verdict == "failure") == check
 
 
 def test_a_port_in_use_and_by_whom() -> None:

@@ -26,6 +26,10 @@ TOOLS_IN_THE_LAST_QUESTION = (
     "{% for m in messages %}{% if tools and loop.last %}{{'<|im_start|>tools\n'}}{{ tools | tojson }}"
     "{{'<|im_end|>\n'}}{% endif %}" + TURN + "{% endfor %}" + OPEN
 )
+SYSTEM_HOISTED = (
+    "{% for m in messages if m['role'] == 'system' %}" + TURN + "{% endfor %}"
+    "{% for m in messages if m['role'] != 'system' %}" + TURN + "{% endfor %}" + OPEN
+)
 SYSTEM_FIRST = (
     "{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}"
     "{{ raise_exception('system comes first') }}{% endif %}" + TURN + "{% endfor %}" + OPEN
@@ -67,17 +71,21 @@ def test_what_a_template_changes_in_a_reply_is_healed_by_splicing(
     assert "template: turns" not in found
 
 
-def test_tools_in_the_last_question_are_named_and_counted() -> None:
-    tokenizer = byte_tokenizer(TOOLS_IN_THE_LAST_QUESTION)
+def test_what_cannot_be_healed_is_named_counted_and_shown() -> None:
+    tokenizer = byte_tokenizer(SYSTEM_HOISTED)
     found = {finding.check: finding for finding in template_findings(tokenizer)}
-    broken = found["template: tools"]
+    broken = found["template: a later system message"]
     assert broken.verdict == "warning" and "reuse less" in broken.advice
-    construct = next(construct for construct in CONSTRUCTS if construct.name == "tools")
+    construct = next(construct for construct in CONSTRUCTS if construct.name == "a later system message")
     at = first_break(tokenizer, construct, splices=True)
-    assert at is not None and at.computed.startswith("tools") and at.rendered.startswith("user")
-    before = "<|im_start|>system\n" + construct.messages[0].content + "<|im_end|>\n<|im_start|>"
-    assert at.num_kept == len(before) - 3 * len("<|im_start|>") - len("<|im_end|>") + 2 + len("<|im_start|>") + 1
+    assert at is not None and at.computed.startswith("user") and at.rendered.startswith("system")
+    assert at.num_kept == len("(system\n") + len(construct.messages[0].content) + len(")\n(")
     assert first_break(tokenizer, TURNS, splices=False) is None
+    assert set(found) == {"template", "template: a later system message"}
+
+
+def test_tools_that_move_with_the_last_question_are_held_where_they_were() -> None:
+    assert set(findings(TOOLS_IN_THE_LAST_QUESTION)) == {"template"}
 
 
 def test_a_refused_construct_is_told_with_the_template_s_own_words() -> None:
