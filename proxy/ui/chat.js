@@ -77,7 +77,9 @@ export class ChatPane {
     } else {
       const line = element("p", { class: "turn" });
       const picture = element("div", { class: "turn-bar" });
-      this.#shown.set(message, { text, line, picture, node });
+      const thoughts = element("p", { class: "text thoughts", "aria-label": "Thoughts", hidden: true });
+      this.#shown.set(message, { text, thoughts, line, picture, node });
+      text.before(thoughts);
       node.append(picture, line);
       tools.append(element("button", { type: "button", class: "quiet", onclick: () => this.#fork(at + 1) }, "Fork here"));
       this.#update(message);
@@ -92,6 +94,8 @@ export class ChatPane {
     const { turn } = message;
     const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 40;
     say(shown.text, message.content);
+    say(shown.thoughts, message.thoughts);
+    shown.thoughts.hidden = !message.thoughts;
     say(shown.line, turn.state === "failed" ? turn.why : turnLine(turn, count, seconds));
     set(shown.node, { "data-state": turn.state });
     if (turn.prompt !== null && !shown.picture.childElementCount) {
@@ -179,9 +183,10 @@ export class ChatPane {
     };
     const started = performance.now();
     for await (const chunk of events("/v1/chat/completions", { body, signal })) {
-      const text = chunk.choices[0]?.delta?.content ?? "";
-      if (text && reply.turn.ttft_s === null) reply.turn.ttft_s = (performance.now() - started) / 1000;
-      reply.content += text;
+      const { content = "", reasoning_content: thoughts = "" } = chunk.choices[0]?.delta ?? {};
+      if ((content || thoughts) && reply.turn.ttft_s === null) reply.turn.ttft_s = (performance.now() - started) / 1000;
+      reply.content += content ?? "";
+      reply.thoughts += thoughts ?? "";
       if (chunk.usage) {
         reply.turn.prompt = chunk.usage.prompt_tokens;
         reply.turn.cached = chunk.usage.prompt_tokens_details.cached_tokens;

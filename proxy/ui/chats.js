@@ -1,6 +1,6 @@
 /* The conversations of this tab: what was said, and what each turn found in the cache. Pure: no element is touched.
 
-   message    {role: "user", content}   or   {role: "assistant", content, turn}
+   message    {role: "user", content}   or   {role: "assistant", content, thoughts, turn}
    turn       {prompt, cached, ttft_s, state: "running" | "done" | "stopped" | "failed", why}; figures null until known */
 
 export class Chat {
@@ -17,9 +17,11 @@ export class Chat {
     return own.map((message) => message.turn);
   }
 
-  /** What a request would send: all up to message `end`, but for replies that never began. */
+  /** What a request would send: all up to message `end`, but for replies that never began. Thoughts go back as they came,
+      or the reply would not be the tokens that were generated. */
   asked(end = this.messages.length) {
-    const said = this.messages.slice(0, end).filter(({ content }) => content).map(({ role, content }) => ({ role, content }));
+    const begun = this.messages.slice(0, end).filter(({ content, thoughts }) => content || thoughts);
+    const said = begun.map(({ role, content, thoughts }) => ({ role, content, ...(thoughts ? { reasoning_content: thoughts } : {}) }));
     return this.system ? [{ role: "system", content: this.system }, ...said] : said;
   }
 
@@ -27,7 +29,7 @@ export class Chat {
   say(content, at = this.messages.length) {
     this.messages.length = at;
     const turn = { prompt: null, cached: null, ttft_s: null, state: "running", why: "" };
-    const reply = { role: "assistant", content: "", turn };
+    const reply = { role: "assistant", content: "", thoughts: "", turn };
     this.messages.push({ role: "user", content }, reply);
     return reply;
   }

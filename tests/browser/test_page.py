@@ -9,8 +9,12 @@ import pytest
 from playwright.async_api import expect
 from pydantic import SecretStr
 
+from proxy.settings import Settings
+from sessions.service import ChatService
+from sessions.startup import ServiceOptions
 from tests.browser.conftest import Visit, Visiting
 from tests.contract.conftest import RunningServer, Serve, running
+from tests.fakes import byte_tokenizer, open_fake_service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,6 +26,10 @@ LEGIBLE = [
     ("wrong", "panel"),
     ("on-strong", "strong"),
 ]
+OPENS_THOUGHTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
 SYSTEM = "You are the assistant of a library. Answer in one sentence. " * 4
 
 
@@ -100,6 +108,37 @@ async def test_a_reply_is_stopped(server: RunningServer, visiting: Visiting) -> 
             await visit["#chat-stop"].click()
             await expect(visit["#chat-log .turn"]).to_have_text("stopped")
         await expect(visit["#chat-send"]).to_be_visible()
+
+
+class ThinkingServer(RunningServer):
+    """A server whose model does nothing but think: its template opens a thought that it never ends."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings(), {})
+
+    async def _open(self, _: ServiceOptions) -> ChatService:
+        self.service = await open_fake_service(tokenizer=byte_tokenizer(OPENS_THOUGHTS, ("<think>", "</think>")))
+        return self.service
+
+
+async def test_thoughts_are_seen_and_go_back_as_they_came(visiting: Visiting) -> None:
+    server = ThinkingServer()
+    server.start()
+    try:
+        async with visiting(server.origin) as visit:
+            await visit.open()
+            await prepare(visit, "Think.")
+            await visit.say("Why?")
+            await expect(visit["#chat-log .thoughts"]).to_be_visible()
+            await expect(visit["#chat-log .thoughts"]).not_to_have_text("")
+            sent: list[Any] = []
+            visit.page.on("request", lambda asked: sent.append(asked.post_data_json) if asked.post_data else None)
+            await visit.say("And why that?")
+            [asked] = sent
+            assert [message["role"] for message in asked["messages"]] == ["system", "user", "assistant", "user"]
+            assert asked["messages"][2]["reasoning_content"] and not asked["messages"][2]["content"]
+    finally:
+        server.stop()
 
 
 async def test_the_explainer_shows_where_two_requests_part(server: RunningServer, visiting: Visiting) -> None:
