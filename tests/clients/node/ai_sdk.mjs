@@ -29,6 +29,14 @@ await run("ai", {
     });
     return answer.toolCalls.map((call) => ({ name: call.toolName, arguments: call.input }));
   },
+  async tools_streamed(baseURL, model) {
+    const weather = tool({ description: "The weather in a city.", inputSchema: City });
+    const streamed = streamText({
+      model: served(baseURL, model), prompt: WEATHER, maxOutputTokens: 200, maxRetries: 0,
+      tools: { get_weather: weather }, toolChoice: "required",
+    });
+    return (await streamed.toolCalls).map((call) => ({ name: call.toolName, arguments: call.input }));
+  },
   async structured(baseURL, model) {
     return (await generateObject({ model: served(baseURL, model), prompt: PERSON, schema: Person, maxOutputTokens: 200, maxRetries: 0 })).object;
   },

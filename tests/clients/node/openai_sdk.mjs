@@ -5,6 +5,12 @@ import { HELLO, MAX_TOKENS, PERSON, Person, WEATHER, run } from "./task.mjs";
 
 const client = (baseURL) => new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
 const asked = (content) => [{ role: "user", content }];
+const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+const callingWeather = (model) => ({
+  model, messages: asked(WEATHER), max_tokens: 200, tool_choice: "required",
+  tools: [{ type: "function", function: { name: "get_weather", parameters } }],
+});
+const calls = (answer) => answer.choices[0].message.tool_calls.map((call) => call.function);
 
 await run("openai", {
   async chat(baseURL, model) {
@@ -27,12 +33,10 @@ await run("openai", {
     return pieces.join("");
   },
   async tools(baseURL, model) {
-    const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
-    const answer = await client(baseURL).chat.completions.create({
-      model, messages: asked(WEATHER), max_tokens: 200, tool_choice: "required",
-      tools: [{ type: "function", function: { name: "get_weather", parameters } }],
-    });
-    return answer.choices[0].message.tool_calls.map((call) => call.function);
+    return calls(await client(baseURL).chat.completions.create(callingWeather(model)));
+  },
+  async tools_streamed(baseURL, model) {
+    return calls(await client(baseURL).chat.completions.stream(callingWeather(model)).finalChatCompletion());
   },
   async structured(baseURL, model) {
     const answer = await client(baseURL).chat.completions.parse({

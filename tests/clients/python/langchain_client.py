@@ -24,6 +24,15 @@ def tools(base_url: str, model: str) -> Any:
     return [{"name": call["name"], "arguments": call["args"]} for call in bound.invoke(WEATHER).tool_calls]
 
 
+def tools_streamed(base_url: str, model: str) -> Any:
+    """Chunks add up, their calls with them."""
+    bound = model_of(base_url, model, 200).bind_tools([tool(get_weather)], tool_choice="required")
+    first, *rest = bound.stream(WEATHER)
+    for chunk in rest:
+        first += chunk
+    return [{"name": call["name"], "arguments": call["args"]} for call in first.tool_calls]
+
+
 def structured(base_url: str, model: str) -> Any:
     formatted = model_of(base_url, model, 200).with_structured_output(Person, method="json_schema")
     return formatted.invoke(PERSON).model_dump()
@@ -34,4 +43,12 @@ def responses(base_url: str, model: str) -> Any:
     return "".join(chunk.text for chunk in served.stream(HELLO))
 
 
-run("langchain-openai", responses=responses, chat=chat, stream=stream, tools=tools, structured=structured)
+run(
+    "langchain-openai",
+    responses=responses,
+    chat=chat,
+    stream=stream,
+    tools=tools,
+    tools_streamed=tools_streamed,
+    structured=structured,
+)

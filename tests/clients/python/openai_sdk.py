@@ -26,17 +26,28 @@ def stream(base_url: str, model: str) -> Any:
     return [chunk.choices[0].delta.content or "" for chunk in chunks]
 
 
-def tools(base_url: str, model: str) -> Any:
-    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-    function: Any = {"name": "get_weather", "parameters": parameters, "strict": True}
-    answer = client(base_url).chat.completions.create(
-        model=model,
-        messages=asked(WEATHER),
-        tools=[{"type": "function", "function": function}],
-        tool_choice="required",
-        max_tokens=200,
-    )
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL: Any = {"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS, "strict": True}}
+
+
+def calls(answer: Any) -> Any:
     return [{"name": c.function.name, "arguments": c.function.arguments} for c in answer.choices[0].message.tool_calls]
+
+
+def tools(base_url: str, model: str) -> Any:
+    return calls(
+        client(base_url).chat.completions.create(
+            model=model, messages=asked(WEATHER), tools=[TOOL], tool_choice="required", max_tokens=200
+        )
+    )
+
+
+def tools_streamed(base_url: str, model: str) -> Any:
+    """Through the helper, which puts the pieces together."""
+    with client(base_url).chat.completions.stream(
+        model=model, messages=asked(WEATHER), tools=[TOOL], tool_choice="required", max_tokens=200
+    ) as streamed:
+        return calls(streamed.get_final_completion())
 
 
 def structured(base_url: str, model: str) -> Any:
@@ -57,4 +68,12 @@ def responses(base_url: str, model: str) -> Any:
     return first.output_text + "".join(event.delta for event in events if event.type == "response.output_text.delta")
 
 
-run("openai", responses=responses, chat=chat, stream=stream, tools=tools, structured=structured)
+run(
+    "openai",
+    responses=responses,
+    chat=chat,
+    stream=stream,
+    tools=tools,
+    tools_streamed=tools_streamed,
+    structured=structured,
+)
