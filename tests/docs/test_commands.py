@@ -32,6 +32,7 @@ SCRIPTS = [block for block in TYPED if block.language in SHELLS]
 DOCUMENTED_ORIGIN = "http://127.0.0.1:8000"
 START_TIMEOUT_S, TIMEOUT_S = 240.0, 120.0
 VARIABLES = {variable_name(name): name for name in Settings.model_fields}
+OTHERS_OPTIONS = {"--help", "--enable-prompt-tokens-details", "--enable-cache-report"}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
@@ -170,6 +171,17 @@ def test_what_stands_between_backticks_exists(page: Path) -> None:
             assert variable in VARIABLES or variable == "ANAPHORA_PUBLISHED_PORT", variable
         for metric in re.findall(r"\banaphora_[a-z_]+\b", text):
             assert metric in exposed_metrics(), metric
+
+
+def test_every_option_between_backticks_is_one_of_ours_or_said_to_be_anothers() -> None:
+    context = click.Context(main)
+    commands = [main.get_command(context, name) for name in main.list_commands(context)]
+    ours = {option for command in commands if command for param in command.params for option in param.opts}
+    for page in PAGES:
+        for text in inline(page):
+            if not text.startswith(("python -m benchmarks.", "benchmarks.")):
+                found = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+                assert found <= ours | OTHERS_OPTIONS, f"{page.name}: {text}"
 
 
 def expect_meant(words: list[str]) -> None:
