@@ -38,9 +38,9 @@ class Spread:
         }
 
     def text(self, unit: str = "") -> str:
-        """`41.2x (39.8 to 44.0)`: the median and the quartiles; the median alone where there is one sample."""
+        """`41.2x (39.8 to 44.0)`: the median and the quartiles; the median alone where all are the same."""
         median = number(self.median) + unit
-        return median if len(self.samples) == 1 else f"{median} ({number(self.low)} to {number(self.high)})"
+        return median if len(set(self.samples)) == 1 else f"{median} ({number(self.low)} to {number(self.high)})"
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -62,8 +62,8 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands apart, never in exponents."""
+    """Three significant digits, thousands apart, never in exponents; of a whole number no decimals."""
     size = abs(value)
-    if size >= 100:
+    if size >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if size >= 10 else f"{value:.2f}"

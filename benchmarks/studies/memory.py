@@ -49,12 +49,7 @@ def present(results: Results) -> Sequence[Part]:
     loaded, prefixes = results["loaded"], results["prefixes"]
     rows = [[one.name, _heads(one), *_sizes(one.bytes_of(1), prefixes), _grouping(one)] for one in ARCHITECTURES]
     if loaded and loaded["bytes_per_token"]:
-        own = [
-            f"{loaded['name']}, loaded here ({loaded['dtype']})",
-            "",
-            *_sizes(loaded["bytes_per_token"], prefixes),
-            "",
-        ]
+        own = [loaded["name"], f"here, {loaded['dtype']}", *_sizes(loaded["bytes_per_token"], prefixes), ""]
         rows.insert(0, own)
     counted = [
         [

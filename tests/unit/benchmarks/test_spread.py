@@ -9,8 +9,8 @@ def test_quartiles_lie_between_neighbours() -> None:
     spread = Spread.of([5, 1, 3, 2, 4])
     assert (spread.low, spread.median, spread.high) == (2, 3, 4)
     assert Spread.of([1, 2]).median == 1.5
-    assert spread.text("x") == "3.00x (2.00 to 4.00)"
-    assert Spread.of([41.0]).text() == "41.0"
+    assert spread.text("x") == "3x (2 to 4)"
+    assert Spread.of([41.5, 41.5]).text() == "41.5"
 
 
 def test_a_spread_comes_back_from_json_as_it_was() -> None:
@@ -32,4 +32,10 @@ def test_nothing_measured_is_no_figure() -> None:
 
 
 def test_numbers_have_three_digits_and_no_exponent() -> None:
-    assert [number(value) for value in (0.1234, 12.34, 123.4, 1234567)] == ["0.12", "12.3", "123", "1,234,567"]
+    assert [number(value) for value in (0.1234, 8.0, 12.34, 123.4, 1234567)] == [
+        "0.12",
+        "8",
+        "12.3",
+        "123",
+        "1,234,567",
+    ]
