@@ -68,7 +68,7 @@ bench: $(STAMP) ## Quick figures: the engine's step, then this server over HTTP 
 	$(BIN)/python -m benchmarks.serve --quick --start 'anaphora=$(BIN)/anaphora serve --port {port}'
 
 docs: $(STAMP) ## Build the documentation as a site, in site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: ## All that CI runs
 	./.ci/run

@@ -81,12 +81,12 @@ def test_one_that_is_far_away() -> None:
     server = DistantServer()
     server.start()
     try:
-        with slow_by(0.004)(server):
-            assert examine(server.url, redis_timeout_ms=6)["Redis"].verdict == "warning"
-            late = examine(server.url, redis_timeout_ms=2)["Redis"]
+        with slow_by(0.02)(server):
+            assert examine(server.url, redis_timeout_ms=35)["Redis"].verdict == "warning"
+            late = examine(server.url, redis_timeout_ms=10)["Redis"]
     finally:
         server.kill()
-    assert late.verdict == "failure" and "--redis-timeout-ms (2)" in late.advice
+    assert late.verdict == "failure" and "--redis-timeout-ms (10)" in late.advice
 
 
 def test_one_that_refuses_to_be_written(server: ValkeyServer) -> None:
