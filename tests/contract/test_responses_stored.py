@@ -405,3 +405,15 @@ def test_a_server_that_stores_nothing_answers_all_the_same(serve: Serve) -> None
         with pytest.raises(openai.BadRequestError) as refused:
             client.conversations.create()
         assert refused.value.code == "store_disabled"
+
+
+def test_the_body_of_a_response_is_counted_as_it_is(client: OpenAI) -> None:
+    """Options of a generation change no count, and are checked."""
+    asked: dict[str, Any] = {"model": "fake", "input": "How many?", "instructions": "Count."}
+    options: dict[str, Any] = {"temperature": 1, "top_p": 0.5, "max_output_tokens": 3, "seed": 1, "stream": False}
+    counted = client.post("/responses/input_tokens", body=asked | options, cast_to=dict[str, Any])
+    usage = client.responses.create(**asked, max_output_tokens=1).usage
+    assert usage is not None and counted["input_tokens"] == usage.input_tokens
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/responses/input_tokens", body=asked | {"temperature": 3}, cast_to=dict[str, Any])
+    assert refused.value.param == "temperature"
