@@ -75,6 +75,11 @@ class Grammars:
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "anaphora-grammar")
 
+    @property
+    def is_usable(self) -> bool:
+        """Can llguidance read the model's tokenizer?"""
+        return self._tokenizer is not None
+
     async def compile(self, grammar: Grammar) -> "CompiledGrammar":
         """Off the event loop if it is not known. Raises InvalidRequest, with `grammar.param`."""
         prototype = self._known(grammar)

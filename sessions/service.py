@@ -40,7 +40,7 @@ from sessions.sightings import Sightings
 from sessions.submission import EnginePrompt, choices_of, parser_of
 from sessions.submission import engine_requests as requests_of
 from sessions.texts import Texts
-from sessions.tool_grammar import reply_grammar
+from sessions.tool_grammar import demands_grammar, reply_grammar
 from sessions.transcripts import Said
 from sessions.truncation import truncated
 from sessions.types import BlockHash, ChatRequest, CompletionRequest, RequestId, SamplingParams, TokenId
@@ -170,6 +170,8 @@ class ChatService:
 
     def _constrained(self, request: ChatRequest, prompted: Prompted) -> ChatRequest:
         """The request with what its tools and the model's thoughts make of its grammar."""
+        if not self.grammars.is_usable and not demands_grammar(request):
+            return request
         tokenizer = self._parts.tokenizer
         dialect = tokenizer.template.dialect
         grammar = reply_grammar(dialect, tokenizer.marker_ids, request, is_thinking=self._is_thinking(prompted))

@@ -54,6 +54,12 @@ def reply_grammar(
     return Grammar("lark", "\n".join(rules), param, parts=tuple(writer.schemas))
 
 
+def demands_grammar(request: ChatRequest) -> bool:
+    """Or can it do without: what nobody may call is then text to the parser, though it looks like a call?"""
+    is_strict = request.tool_choice.mode == "auto" and any(tool.strict for tool in request.tools)
+    return request.params.grammar is not None or request.tool_choice.mode == "required" or is_strict
+
+
 class _Writer:
     """Writes down what a reply may consist of; each part adds the rules that it needs.
 

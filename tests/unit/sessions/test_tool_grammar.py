@@ -3,6 +3,7 @@
 import json
 import re
 from functools import cache
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -15,8 +16,8 @@ from sessions.grammars import GrammarConstraint, Grammars
 from sessions.reply_parser import Reading, read
 from sessions.tokenizer import Tokenizer
 from sessions.tool_grammar import reply_grammar
-from sessions.types import ChatRequest, Grammar, SamplingParams, Tool, ToolChoice
-from tests.fakes import byte_tokenizer
+from sessions.types import ChatRequest, Grammar, Message, SamplingParams, Tool, ToolChoice
+from tests.fakes import byte_tokenizer, open_fake_service
 
 FORMATS: list[CallFormat] = ["hermes", "llama3", "mistral"]
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>")
@@ -191,6 +192,21 @@ async def test_drafts_of_markers_leave_no_trace(form: CallFormat) -> None:
         drafted.accept(token_id)
         plain.accept(token_id)
         forced = forced[1:]
+
+
+async def test_a_tokenizer_without_grammars_can_do_without_where_nothing_is_demanded(unigram_folder: Path) -> None:
+    service = await open_fake_service(tokenizer=Tokenizer.load(unigram_folder))
+    question = (Message("user", "a"),)
+
+    def asking(choice: ToolChoice, tools: tuple[Tool, ...] = LOOSE) -> ChatRequest:
+        return ChatRequest(question, SamplingParams(max_tokens=1), tools=tools, tool_choice=choice)
+
+    for choice in (ToolChoice("none"), ToolChoice("auto", ("weather",))):
+        (await service.start(asking(choice))).close()
+    for demanding in (asking(REQUIRED), asking(ToolChoice(), TOOLS)):
+        with pytest.raises(InvalidRequest, match="tokenizer"):
+            await service.start(demanding)
+    await service.close()
 
 
 FRAGMENTS = [
