@@ -87,7 +87,7 @@ export class Figures {
     this.#latency(this.#first, window.ttft, "request", "requests");
     this.#latency(this.#between, window.itl, "token", "tokens");
     const said = window.generated_tokens / Math.max(window.seconds, 1);
-    this.#requests.show(`${count(running)}`, `running · ${count(waiting)} waiting · ${said.toFixed(said < 10 ? 1 : 0)} tokens/s`, [running, waiting]);
+    this.#requests.show(`${count(running)}`, `running · ${count(waiting)} waiting · ${said.toFixed(said && said < 10 ? 1 : 0)} tokens/s`, [running, waiting]);
   }
 
   #latency(figure, latency, one, many) {
