@@ -5,11 +5,12 @@ Every method takes the tenant from the request or by name and looks under that t
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from sessions.engine.block_pool import BlockPool
+from sessions.engine.drops import tails_after
 from sessions.engine.holdings import Holding
 from sessions.engine.loop import Engine
 from sessions.engine.pins import PinLimitExceeded
@@ -40,6 +41,32 @@ class Totals:
     disk_bytes: int
 
 
+class _Place(NamedTuple):
+    """Everything under a root; or the block `first` under it, and what follows."""
+
+    root: BlockHash
+    first: BlockHash | None = None
+
+    @property
+    def key(self) -> BlockHash:
+        """For `Drops`."""
+        return self.root if self.first is None else self.first
+
+
+@dataclass(frozen=True, slots=True)
+class _Doomed:
+    """What a drop takes. keys: what it is about, for `Drops`. replies_roots: under which replies are forgotten.
+
+    tails_of: a block of which the partial ones after it go. of_tenant: whose is all of it, under every salt.
+    """
+
+    keys: Sequence[BlockHash | str]
+    places: Sequence[_Place]
+    replies_roots: Collection[BlockHash]
+    tails_of: BlockHash | None = None
+    of_tenant: Tenant | None = None
+
+
 class CacheControl:
     """Parts are the service's own."""
 
@@ -57,6 +84,7 @@ class CacheControl:
         self._replies = replies
         self._sightings = sightings
         self._disk = disk
+        self._under_way: set[asyncio.Task[int]] = set()
 
     # -- listing --
 
@@ -132,67 +160,98 @@ class CacheControl:
     async def drop(self, request: ChatRequest) -> int:
         """Forget what is stored of these messages' last block and after it. Returns tokens.
 
-        Shared blocks stay: they are the operator's. What the caller has after them goes.
+        Shared blocks stay: they are the operator's. What the caller has after them goes, wherever it leaves them.
+        Messages that fill no block are too short to be found again.
         """
         chain = await self._path(request)
         if not chain.hashes:
             return 0
         is_own = len(chain.hashes) > chain.num_shared_blocks
-        self._replies.forget(chain.root)
-        return await self._forget(chain.branch, chain.hashes[-1] if is_own else None)
+        places = [_Place(chain.branch, chain.hashes[-1])] if is_own else list(map(_Place, chain.branches_after()))
+        doomed = _Doomed([place.key for place in places], places, {chain.root})
+        return await self._forget(lambda: doomed)
 
     async def drop_path(self, tenant: Tenant, leaf_hash: BlockHash) -> int:
-        """Forget what this leaf's path shares with no other. Returns tokens; 0 for a leaf that is not the tenant's."""
-        found = await self._between_steps(lambda: self._first_own(self._pool.roots_of(tenant.id), leaf_hash))
-        if found is None:
-            return await self._drop_path_on_disk(tenant, leaf_hash)
-        root, first, is_branch = found
-        self._replies.forget(self._unsalted(tenant) if is_branch else root)
-        return await self._forget(root, first)
+        """Forget what no other path needs of those that end in this block: neither one in the pool nor one on disk.
 
-    async def _drop_path_on_disk(self, tenant: Tenant, leaf_hash: BlockHash) -> int:
-        own = self._unsalted(tenant)
-        dropped = None if self._disk is None else await asyncio.to_thread(self._disk.drop_path, own, leaf_hash)
-        if dropped is None:
-            return 0
-        num_blocks, root = dropped
-        for replies_root in {own, root}:  # whether the root begins after shared content is not known here
-            self._replies.forget(replies_root)
-        return num_blocks * self._pool.block_size
-
-    def _first_own(
-        self, roots: Collection[BlockHash], leaf_hash: BlockHash
-    ) -> tuple[BlockHash, BlockHash | None, bool] | None:
-        """Engine thread: where the part of a leaf's path begins that no other has; None if it is under no such root.
-
-        Its root, its first block, and whether that root begins after shared content.
+        Returns tokens; 0 for a block that is not the tenant's.
         """
-        block = self._pool.find(leaf_hash)
-        root = None if block is None else block.root
-        if block is None or root not in roots or root is None or any(child.is_full for child in block.children or ()):
-            return None
-        parent = block.parent
-        while parent is not None and parent.root == root and len(parent.children or ()) == 1:
-            block, parent = parent, parent.parent
-        return root, block.block_hash, self._pool.is_branch(root)
+        return await self._forget(lambda: self._own_part(tenant, leaf_hash))
 
     async def drop_all(self, tenant: Tenant) -> int:
         """Forget everything of a tenant's, whatever its salt: pool, disk, replies here and in Redis. Returns tokens."""
         own = self._unsalted(tenant)
-        roots = await self._between_steps(lambda: self._pool.roots_of(tenant.id))
-        self._replies.forget(own, and_salts=True)
-        self._sightings.forget(tenant)
-        return sum([await self._forget(root, None) for root in {own, *roots}])
+
+        def choose() -> _Doomed:
+            roots = {own, *self._pool.roots_of(tenant.id)}
+            return _Doomed([tenant.id], list(map(_Place, roots)), {own}, of_tenant=tenant)
+
+        return await self._forget(choose)
+
+    def _own_part(self, tenant: Tenant, leaf_hash: BlockHash) -> "_Doomed | None":
+        """Engine thread. None where there is nothing."""
+        own = self._unsalted(tenant)
+        block = self._pool.find(leaf_hash)
+        path = self._pool.chain_to(block) if block is not None else None
+        if path is not None and path[0] in self._pool.roots_of(tenant.id):
+            root, hashes = path
+            replies_roots = {own if self._pool.is_branch(root) else root}
+        elif self._disk is not None and (path := self._disk.chain_to(own, leaf_hash)) is not None:
+            root, hashes = path
+            replies_roots = {own, root}  # whether the root begins after shared content is not known here
+        else:
+            return None
+        num_needed = max(self._pool.num_needed(hashes), 0 if self._disk is None else self._disk.num_needed(hashes))
+        if num_needed < len(hashes):
+            place = _Place(root, hashes[num_needed])
+            return _Doomed([place.key], [place], replies_roots)
+        num_tokens = self._pool.num_tail_tokens(leaf_hash)
+        return _Doomed([tails_after(leaf_hash)], [], replies_roots, tails_of=leaf_hash) if num_tokens else None
 
     def _unsalted(self, tenant: Tenant) -> BlockHash:
         return self._prompter.root_of(tenant.id, None)
 
-    async def _forget(self, root: BlockHash, first: BlockHash | None) -> int:
-        """KV alone. On disk whole files go, up to 256 tokens more: better too much than what was to go."""
-        num_tokens = await self._between_steps(lambda: self._pool.drop(root, first, time.monotonic()))
-        if self._disk is not None:
-            await asyncio.to_thread(self._disk.drop, root, first)
-        return num_tokens
+    async def _forget(self, choose: "Callable[[], _Doomed | None]") -> int:
+        """To its end, whatever becomes of who asked. choose: on the engine thread. Returns tokens."""
+        task = asyncio.ensure_future(self._forget_chosen(choose))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+    async def _forget_chosen(self, choose: "Callable[[], _Doomed | None]") -> int:
+        """Pool, then replies, then disk: what is written is read from the pool. What runs meanwhile stores nothing."""
+        given_up = await self._between_steps(lambda: self._give_up(choose()))
+        if given_up is None:
+            return 0
+        doomed, number, num_tokens, from_pool = given_up
+        below: list[BlockHash] = []
+        try:
+            for root in doomed.replies_roots:
+                self._replies.forget(root, and_salts=doomed.of_tenant is not None)
+            if doomed.of_tenant is not None:
+                self._sightings.forget(doomed.of_tenant)
+            for place in doomed.places if self._disk is not None else ():
+                below += await asyncio.to_thread(self._disk.drop, place.root, place.first)  # type: ignore[union-attr]
+        finally:
+            below = [block_hash for block_hash in below if block_hash not in from_pool]
+            await self._between_steps(lambda: self._end_drop(number, below))
+        return num_tokens + len(below) * self._pool.block_size
+
+    def _give_up(self, doomed: "_Doomed | None") -> "tuple[_Doomed, int, int, set[BlockHash]] | None":
+        """Engine thread. Returns the drop's number, and what the pool had: tokens, and full blocks."""
+        if doomed is None:
+            return None
+        number, now = self._pool.drops.begin(doomed.keys), time.monotonic()
+        hashes = {block_hash for place in doomed.places for block_hash in self._pool.hashes_from(*place)}
+        num_tokens = sum(self._pool.drop(*place, now) for place in doomed.places)
+        if doomed.tails_of is not None:
+            num_tokens += self._pool.drop_tails(doomed.tails_of, now)
+        return doomed, number, num_tokens, hashes
+
+    def _end_drop(self, number: int, below: Sequence[BlockHash]) -> None:
+        """Engine thread. below: what only the disk had."""
+        self._pool.was_dropped(below, time.monotonic())
+        self._pool.drops.end(number)
 
     async def _path(self, request: ChatRequest) -> HashChain:
         """The blocks of a request's messages."""

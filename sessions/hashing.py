@@ -20,9 +20,10 @@ must agree on it.
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from sessions.types import BlockHash
@@ -142,10 +143,25 @@ def token_bytes(token_ids: Sequence[int]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class SharedContent:
-    """What an operator declared shared. root: of its blocks. hashes: of every block that lies wholly inside it."""
+    """What an operator declared shared. root: of its blocks. parents: of every block that lies wholly inside it."""
 
     root: BlockHash
-    hashes: frozenset[BlockHash]
+    parents: Mapping[BlockHash, BlockHash]
+
+    @classmethod
+    def of(cls, root: BlockHash, chains: Iterable[Sequence[BlockHash]]) -> "SharedContent":
+        """chains: of each declared prompt, from its first block on."""
+        return cls(root, {after: before for chain in chains for before, after in pairwise((root, *chain))})
+
+    def below(self, block_hash: BlockHash) -> list[BlockHash]:
+        """The declared blocks that follow this one, near or far. O(declared blocks)."""
+        children: dict[BlockHash, list[BlockHash]] = {}
+        for after, before in self.parents.items():
+            children.setdefault(before, []).append(after)
+        found = list(children.get(block_hash, ()))
+        for after in found:  # grows while it is read
+            found += children.get(after, ())
+        return found
 
 
 class Stretch(NamedTuple):
@@ -207,6 +223,12 @@ class HashChain:
             return self.branch
         return branch_root(self.root, self.hashes[index - 1]) if index else self.root
 
+    def branches_after(self) -> list[BlockHash]:
+        """The roots of all that is its own after the last block; one, but where that lies inside shared content."""
+        if self._shared is None or not self.hashes or len(self.hashes) > self.num_shared_blocks:
+            return [self.branch]
+        return [self.branch, *(branch_root(self.root, later) for later in self._shared.below(self.hashes[-1]))]
+
     def stretches(self, num_blocks: int | None = None) -> list[Stretch]:
         """The first `num_blocks` blocks (all of them) as chains of one root each; none is empty."""
         end = len(self.hashes) if num_blocks is None else num_blocks
@@ -241,7 +263,7 @@ class HashChain:
         parent = self.hashes[-1] if self.hashes else self._shared.root
         for start in range(0, len(pending) - self.block_size + 1, self.block_size):
             parent = extend_tokens(parent, pending[start : start + self.block_size])
-            if parent not in self._shared.hashes:
+            if parent not in self._shared.parents:
                 break
             found.append(parent)
         return found

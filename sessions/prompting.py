@@ -97,7 +97,7 @@ class Prompter:
 
         Raises ModelRefused for one that the model's template or its context does not take.
         """
-        hashes: set[BlockHash] = set()
+        chains: list[list[BlockHash]] = []
         for number, declared in enumerate(prompts, 1):
             conversation = self._canonical(declared.messages, declared.tools)
             try:
@@ -105,9 +105,9 @@ class Prompter:
                 token_ids = self._tokenizer.encode(prompt, max_model_len=self._max_model_len)
             except (InvalidRequest, ContextLengthExceeded) as error:
                 raise ModelRefused(f"Shared prompt {number} is none for this model: {error}") from error
-            hashes.update(chain_hashes(root, token_ids, self._block_size))
-        log.info("content is shared between tenants", prompts=len(prompts), blocks=len(hashes))
-        self._shared = SharedContent(root, frozenset(hashes))
+            chains.append(chain_hashes(root, token_ids, self._block_size))
+        self._shared = SharedContent.of(root, chains)
+        log.info("content is shared between tenants", prompts=len(prompts), blocks=len(self._shared.parents))
 
     def new_chain(self, tenant: Tenant, salt: str | None) -> HashChain:
         """For a prompt of the tenant's. A salt is for sharing with nobody: then nothing of it is."""
@@ -135,6 +135,7 @@ class Prompter:
 
         is_open: the prompt ends where a reply begins. Else it ends with its last message.
         """
+        num_settled_drops = self._replies.drops.settled
         if len(request.messages) >= self._max_model_len:
             raise ContextLengthExceeded(
                 num_prompt_tokens=len(request.messages), max_model_len=self._max_model_len, is_lower_bound=True
@@ -153,7 +154,7 @@ class Prompter:
             key = transcript.key
             for turn in new_turns:
                 key = turn_key(key, turn)
-            start = _Start(key, transcript.chain.fork(), {}, transcript.num_spliced, transcript)
+            start = _Start(key, transcript.chain.fork(), {}, transcript.num_spliced, num_settled_drops, transcript)
         else:
             keys = await work(lambda: list(turn_keys(root, conversation)))
             found: dict[int, Spliced] = {}
@@ -165,7 +166,7 @@ class Prompter:
             spliced = {at: hit for at, hit in found.items() if at not in said} if prompt.contents else {}
             num_whole = sum(segment.said is not None for segment in prompt.segments)
             chain = self.new_chain(request.tenant, request.cache_salt)
-            start = _Start(keys[-1], chain, spliced, len(spliced) + num_whole)
+            start = _Start(keys[-1], chain, spliced, len(spliced) + num_whole, num_settled_drops)
         return await work(self._encoded, request, conversation, prompt, start)
 
     def place(self, prompted: Prompted, request: ChatRequest, num_tokens: int) -> tuple[str, int, int]:
@@ -200,6 +201,8 @@ class Prompter:
             chain=chain.fork(),
             num_spliced=start.num_spliced,
             held=prompt.held,
+            num_settled_drops=start.num_settled_drops,
+            owner=request.tenant.id,
             continues=start.transcript,
             salted_of=self._salted_of(request),
         )
@@ -227,6 +230,7 @@ class _Start:
     chain: HashChain
     spliced: dict[int, Spliced]
     num_spliced: int
+    num_settled_drops: int
     transcript: Transcript | None = None
 
 

@@ -23,6 +23,7 @@ import msgpack
 from sessions.bounded import Bounded
 from sessions.conversation import Conversation, Turn, TurnKey, turn_key
 from sessions.detokenizer import fitting
+from sessions.engine.drops import Drops
 from sessions.reply_parser import Reading
 from sessions.transcripts import Opening, Said, Transcript, place_of
 from sessions.types import BlockHash, TokenId
@@ -52,6 +53,7 @@ class Replies:
 
     decode: the tokenizer's. control_ids: believed in what was said here, never from a shelf.
     is_lenient: clients may strip whitespace from the ends of replies. whole: reads those with calls and thoughts.
+    drops: the pool's; a reply to what was dropped meanwhile, or that itself was, is not kept.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Replies:
         shelf: Shelf,
         *,
         vocab_size: int,
+        drops: Drops,
         is_lenient: bool = False,
         whole: WholeReplies | None = None,
     ) -> None:
+        self.drops = drops
         self._whole = whole
         self._decode = decode
         self._control_ids = control_ids
@@ -189,6 +193,18 @@ class Replies:
         del running[next(at for at, other in enumerate(running) if other is said)]
         if not running:
             del self._running[opening.key]
+        if not self._was_dropped(opening, said):
+            self._keep(opening, said, is_whole=is_whole, is_first=is_first)
+
+    def _was_dropped(self, opening: Opening, said: Said) -> bool:
+        """Was any of the prompt or the reply, since the prompt arrived?"""
+        if self.drops.is_newest(opening.num_settled_drops):
+            return False
+        chain = opening.chain.fork()
+        chain.extend(said.ids)
+        return self.drops.bars(opening.num_settled_drops, opening.owner, chain.branch, *chain.hashes)
+
+    def _keep(self, opening: Opening, said: Said, *, is_whole: bool, is_first: bool) -> None:
         text, told = said.text, said.reading
         if is_whole and self._whole is not None and self._is_read(opening, told, text):
             ids = self._before_end(said.ids)

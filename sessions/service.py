@@ -19,6 +19,7 @@ from sessions.counted import counted
 from sessions.dialect import THINK_OPEN
 from sessions.documents import LocalDocuments
 from sessions.engine.block_pool import BlockPool
+from sessions.engine.drops import Drops
 from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import RestoredBlocks
 from sessions.engine.scheduler import Scheduler
@@ -70,7 +71,8 @@ class ChatService:
         fleet = root_hash(parts.root_fields, tenant_key(parts.secret, "", None))
         self._lower = LowerTiers(parts, self.engine, fleet, shared_root)
         self.index = self._lower.index
-        self._replies = _replies(parts, self.index)
+        self._drops = self.engine.scheduler.pool.drops
+        self._replies = _replies(parts, self.index, self._drops)
         self._prompter = Prompter(
             parts.tokenizer,
             self._replies,
@@ -209,11 +211,20 @@ class ChatService:
             if remembers:
                 is_first = choice.index == 0
                 self._replies.end(prompted.opening, choice.said, is_whole=choice.is_finished, is_first=is_first)
-                if is_first:
+                if is_first and not self._drops.bars(prompted.opening.num_settled_drops, request.tenant.id):
                     self._sightings.note(request, prompted.opening.conversation)
 
         keeping = keeping_of(request.cache, prompted.breakpoints)
-        prompt = EnginePrompt(prompted.token_ids, prompted.chain, keeping, prompted.prediction, restored, grammar)
+        opening = prompted.opening
+        prompt = EnginePrompt(
+            prompted.token_ids,
+            prompted.chain,
+            keeping,
+            prompted.prediction,
+            restored,
+            grammar,
+            num_settled_drops=opening.num_settled_drops,
+        )
         choices = choices_of(request, [prompt], said, self._parts.tokenizer)
         dialect, is_thinking = self._parts.tokenizer.template.dialect, self._is_thinking(prompted)
         for choice in choices:
@@ -232,6 +243,7 @@ class ChatService:
 
     async def _prepare(self, request: CompletionRequest, token_ids: list[TokenId], echo: Echo) -> EnginePrompt:
         """Hash the prompt and look below the pool for it. One that is scored is computed, whoever has it."""
+        num_settled_drops = self._drops.settled
         chain = self._prompter.new_chain(request.tenant, request.cache_salt)
         chain.extend(token_ids)
         is_scored = request.echo and request.params.num_logprobs is not None
@@ -245,6 +257,7 @@ class ChatService:
             restored=restored,
             echo=echo if request.echo else None,
             is_scored=is_scored,
+            num_settled_drops=num_settled_drops,
         )
 
     def _submit(
@@ -337,7 +350,7 @@ def _scheduler(parts: ServiceParts, shared_root: BlockHash | None) -> Scheduler:
     return Scheduler(config, pool)
 
 
-def _replies(parts: ServiceParts, index: PrefixIndex) -> Replies:
+def _replies(parts: ServiceParts, index: PrefixIndex, drops: Drops) -> Replies:
     tokenizer = parts.tokenizer
     whole = WholeReplies(
         tokenizer.template.dialect,
@@ -350,6 +363,7 @@ def _replies(parts: ServiceParts, index: PrefixIndex) -> Replies:
         tokenizer.control_ids,
         index,
         vocab_size=tokenizer.vocab_size,
+        drops=drops,
         is_lenient=parts.splice_stripped,
         whole=whole,
     )

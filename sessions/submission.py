@@ -37,6 +37,7 @@ class EnginePrompt:
     grammar: CompiledGrammar | None = None
     echo: Echo | None = None
     is_scored: bool = False
+    num_settled_drops: int = 0
 
 
 def engine_requests(
@@ -65,6 +66,7 @@ def engine_requests(
             retentions=prompt.keeping.retentions,
             read_points=() if prompt.is_scored and index == 0 else prompt.keeping.read_points,
             write_limit=prompt.keeping.write_limit,
+            num_settled_drops=prompt.num_settled_drops,
             constraint=None if prompt.grammar is None else prompt.grammar.constraint(),
             wants_prompt_scores=prompt.is_scored and index == 0,
         )

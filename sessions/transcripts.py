@@ -109,7 +109,7 @@ class Opening:
     root: its tenant's, or that of a salt; then salted_of is its tenant's.
 
     text: as rendered; None where it cannot be taken up again as it is (`Known`). held: as in `Prompt`. continues: the
-    transcript it took up.
+    transcript it took up. num_settled_drops: as the prompt arrived (`Drops`). owner: its tenant's name.
     """
 
     root: BlockHash
@@ -119,6 +119,8 @@ class Opening:
     token_ids: Sequence[TokenId]
     chain: HashChain
     num_spliced: int
+    num_settled_drops: int = 0
+    owner: str = ""
     held: Held | None = None
     continues: Transcript | None = None
     salted_of: BlockHash | None = None

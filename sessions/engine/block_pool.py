@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 
 from sessions.engine.block import Block, Path, num_idle
 from sessions.engine.block_tree import BlockTree, Match
+from sessions.engine.drops import Drops
 from sessions.engine.holdings import Holding, list_holdings
 from sessions.engine.idle_blocks import IdleBlocks
 from sessions.engine.losses import Loss, Losses, LossReason
@@ -52,6 +53,7 @@ class BlockPool:
         self.block_size = block_size
         self.blocks = [Block(BlockId(index)) for index in range(num_blocks)]
         self.num_evicted_blocks = 0
+        self.drops = Drops()
         self._tree = BlockTree(block_size, shared_root)
         self._idle = IdleBlocks(self.blocks)
         self._pins = Pins(num_blocks // 2 if max_pinned_blocks is None else max_pinned_blocks)
@@ -126,6 +128,26 @@ class BlockPool:
         """Of `num_tokens`, those that are pinned. O(blocks under these roots)."""
         tops = (block for root in roots for block in self._tree.roots.get(root) or ())
         return sum(len(block.token_ids) for block in self._tree.below(tops) if block.num_pins)
+
+    def num_needed(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading blocks of a path others need too: up to where the last of them leaves it, or goes on."""
+        return self._tree.num_needed(hashes)
+
+    def num_tail_tokens(self, parent_hash: BlockHash) -> int:
+        """Tokens in the partial blocks after this block."""
+        parent = self._tree.by_hash.get(parent_hash)
+        children = parent.children if parent is not None else None
+        return sum(len(child.token_ids) for child in children or () if not child.is_full)
+
+    def hashes_from(self, root: BlockHash, first: BlockHash | None) -> list[BlockHash]:
+        """Of the full blocks stored under `root`, or of `first` and what follows it."""
+        below = self._tree.below(self._tree.tops(root, first))
+        return [block.block_hash for block in below if block.block_hash is not None]
+
+    def was_dropped(self, hashes: Iterable[BlockHash], now: float) -> None:
+        """These went from a lower tier, and this is how `loss` shall tell of them. Mutates."""
+        for block_hash in hashes:
+            self._losses.record(block_hash, "dropped", now, 0.0)
 
     def is_branch(self, root: BlockHash) -> bool:
         """Does what is stored under `root` begin after a shared block?"""
@@ -230,12 +252,15 @@ class BlockPool:
 
         Blocks in use are found by nobody from now on, stay their holders' own, and are empty once freed.
         """
-        if last_hash is None:
-            tops: Iterable[Block] = self._tree.roots.get(root) or ()
-        else:
-            top = self._tree.by_hash.get(last_hash)
-            tops = (top,) if top is not None and top.root == root else ()
-        doomed = self._tree.below(tops)
+        return self._drop(self._tree.below(self._tree.tops(root, last_hash)), now)
+
+    def drop_tails(self, parent_hash: BlockHash, now: float) -> int:
+        """Forget the partial blocks after this block. Mutates. Returns tokens."""
+        parent = self._tree.by_hash.get(parent_hash)
+        children = parent.children if parent is not None else None
+        return self._drop([child for child in children or () if not child.is_full], now)
+
+    def _drop(self, doomed: Sequence[Block], now: float) -> int:
         for block in doomed:
             if self._pins.ends_in(block):
                 self._unpin(block, now)

@@ -112,6 +112,24 @@ class BlockTree:
         path = [self.by_hash[block_hash] for block_hash in hashes[: self.num_prefix_blocks(hashes)]]
         return path if path and path[-1].root == root else []
 
+    def tops(self, root: BlockHash, first: BlockHash | None) -> list[Block]:
+        """The first blocks under `root`; or the one of this hash, if it is under it."""
+        if first is None:
+            return list(self.roots.get(root) or ())
+        block = self.by_hash.get(first)
+        return [block] if block is not None and block.root == root else []
+
+    def num_needed(self, hashes: Sequence[BlockHash]) -> int:
+        """See `BlockPool.num_needed`. Tails after the last block are the path's own; elsewhere they are another's."""
+        following: BlockHash | None = None
+        for num_blocks in range(len(hashes), 0, -1):
+            block = self.by_hash.get(hashes[num_blocks - 1])
+            children = block.children if block is not None else None
+            if any(child.block_hash != following for child in children or ()):
+                return num_blocks
+            following = hashes[num_blocks - 1]
+        return 0
+
     def below(self, blocks: Iterable[Block]) -> list[Block]:
         """`blocks` and all that follows them, every parent before its children."""
         found = list(blocks)

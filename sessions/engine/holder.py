@@ -9,8 +9,10 @@ from collections.abc import Callable
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.block_table import BlockTable
 from sessions.engine.block_tree import Match
+from sessions.engine.drops import tails_after
 from sessions.engine.request import Request, Stored
 from sessions.engine.schedule import Load, Schedule
+from sessions.types import BlockHash
 
 
 class Holder:
@@ -88,8 +90,10 @@ class Holder:
         """Hash blocks that just became full, after their KV exists; swap in the stored twin where there is one."""
         size = self._pool.block_size
         for index in range(request.num_registered_blocks, request.num_shown_tokens // size):
-            parent = request.block_table[index - 1] if index else None
             block_hash = request.chain.hashes[index]
+            if self._is_dropped(request, index, block_hash):
+                return
+            parent = request.block_table[index - 1] if index else None
             tokens = tuple(request.token_ids[index * size : (index + 1) * size])
             held = request.block_table[index]
             root, owner = request.chain.root_of(index), request.owner_of(index)
@@ -103,13 +107,23 @@ class Holder:
         """Make the last, partial block findable by its tokens. is_final: the request appends nothing more."""
         start = request.num_registered_blocks * self._pool.block_size
         tail = tuple(request.token_ids[start : request.num_shown_tokens])
-        if tail and len(tail) < self._pool.block_size:
+        is_dropped = self._is_dropped(request, request.num_registered_blocks)
+        if tail and len(tail) < self._pool.block_size and not is_dropped:
             parent = request.block_table[request.num_registered_blocks - 1] if request.num_registered_blocks else None
             block = request.block_table[request.num_registered_blocks]
             root = request.chain.branch_at(request.num_registered_blocks)
             request.block_table[request.num_registered_blocks] = self._pool.register_partial(
                 block, root, parent, tail, request.owner, is_final=is_final
             )
+
+    def _is_dropped(self, request: Request, index: int, block_hash: BlockHash | None = None) -> bool:
+        """Was the block at `index`, or the tail there, dropped since the request arrived? A declared block never is."""
+        drops, settled = self._pool.drops, request.num_settled_drops
+        if drops.is_newest(settled) or (block_hash is not None and index < request.chain.num_shared_blocks):
+            return False
+        root = request.chain.branch_at(index)
+        parent = request.chain.hashes[index - 1] if index else root
+        return drops.bars(settled, request.owner, root, block_hash, tails_after(parent))
 
     def stored(self, request: Request) -> tuple[Stored, ...]:
         """The chains of what is registered, and was not dropped since: a drop takes a path's end."""

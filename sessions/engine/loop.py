@@ -38,7 +38,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step hands over. removed: BlockRemoved events, leaves first."""
+    """What one step, or a call between two, hands over. removed: BlockRemoved events, leaves first."""
 
     outputs: list[RequestOutput]
     removed: list[BlockHash]
@@ -86,9 +86,12 @@ class Engine:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(function())
+                result = function()
             except Exception as error:  # noqa: BLE001 - handed to the caller
                 future.set_exception(error)
+            else:
+                self._tell_removed()
+                future.set_result(result)
 
         if not self._post(run):
             future.set_exception(RuntimeError(STOPPED))
@@ -137,6 +140,12 @@ class Engine:
                 self._inbox.get(block=not self.scheduler.has_work and not self._stopping)()
         except Empty:
             return
+
+    def _tell_removed(self) -> None:
+        """What was taken from the pool between two steps is told at once: the next step may be long in coming."""
+        removed = self.scheduler.pool.take_removed()
+        if removed:
+            self._deliver(StepResult([], removed))
 
     def _guarded_step(self) -> StepResult:
         try:

@@ -85,6 +85,8 @@ class Request:
     """Leading tokens whose KV may be found by others; None is all."""
     constraint: Constraint | None = None
     """What the output must match; the request's own."""
+    num_settled_drops: int = 0
+    """As the request arrived: nothing that was dropped since is stored (`Drops`)."""
     wants_prompt_scores: bool = False
     """Score the prompt too, with as many alternatives as the output; such a request must read nothing."""
     level: int = ONE_SHOT

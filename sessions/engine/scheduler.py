@@ -170,7 +170,7 @@ class Scheduler:
         while self.waiting and budget and len(self.running) < self.config.max_num_seqs:
             request = self.waiting.popleft()
             match = self.holder.readable(request)
-            if self._next_missing(request, match) in self._computing:
+            if self._is_being_computed(request, match):
                 held_back.append(request)
                 continue
             if not self._has_room(request, match):
@@ -178,6 +178,14 @@ class Scheduler:
                 break
             budget -= self._admit_one(request, match, schedule, budget)
         self.waiting.extendleft(reversed(held_back))
+
+    def _is_being_computed(self, request: Request, match: Match) -> bool:
+        """Does another compute what the request misses first, and will it be found?"""
+        key = self._next_missing(request, match)
+        other = None if key is None else self._computing.get(key)
+        return other is not None and not self.pool.drops.bars(
+            other.num_settled_drops, other.owner, other.chain.branch, key
+        )
 
     def _next_missing(self, request: Request, match: Match) -> BlockHash | None:
         """Key of the first block that the pool does not hold: its hash, or the hash of the prompt's whole tail.

@@ -70,10 +70,10 @@ class DiskTier:
         """How many blocks after the first `num_local` are on disk. Reads nothing. Event loop."""
         return sum(piece.num_blocks for piece in self._restorer.pieces(chain, num_local, len(chain.hashes)))
 
-    def drop(self, root: BlockHash, first: BlockHash | None = None) -> int:
-        """Forget, after the pool did, everything under `root`, or from block `first` on and up to 15 blocks before it.
+    def drop(self, root: BlockHash, first: BlockHash | None = None) -> list[BlockHash]:
+        """Forget, after the pool did, everything under `root`, or block `first` and what follows it.
 
-        Under a tenant's root without a salt is everything of the tenant's, whatever its root. Returns blocks.
+        Under a tenant's root without a salt is everything of the tenant's, whatever its root. Returns the blocks.
         Blocking I/O; raises OSError.
         """
         return self._store.drop(root, first)
@@ -94,9 +94,13 @@ class DiskTier:
         """Of one block, on disk."""
         return self._store.form.stride
 
-    def drop_path(self, tenant: BlockHash, leaf: BlockHash) -> tuple[int, BlockHash] | None:
-        """As `SegmentStore.drop_path`."""
-        return self._store.drop_path(tenant, leaf)
+    def chain_to(self, tenant: BlockHash, leaf: BlockHash) -> tuple[BlockHash, list[BlockHash]] | None:
+        """As `SegmentStore.chain_to`. Any thread."""
+        return self._store.chain_to(tenant, leaf)
+
+    def num_needed(self, hashes: Sequence[BlockHash]) -> int:
+        """As `SegmentStore.num_needed`. Any thread."""
+        return self._store.num_needed(hashes)
 
     def stats(self) -> DiskStats:
         return DiskStats(

@@ -67,7 +67,7 @@ class Restorer:
         pieces = pieces[: self._num_to_load(pieces)]
         if not pieces:
             return ()
-        loads = [self._load(piece, token_ids) for piece in pieces]
+        loads = [self._load(piece, chain, token_ids) for piece in pieces]
         await asyncio.wait(loads, timeout=LONGEST_WAIT_S)
         restored = []
         for piece, load in zip(pieces, loads, strict=True):
@@ -94,10 +94,10 @@ class Restorer:
             count -= 1
         return count
 
-    def _load(self, piece: Piece, token_ids: Sequence[int]) -> "asyncio.Future[Payload | None]":
+    def _load(self, piece: Piece, chain: HashChain, token_ids: Sequence[int]) -> "asyncio.Future[Payload | None]":
         """One read, shared by all who want the same blocks while it goes on."""
         form = self._store.form
-        hashes = piece.segment.hashes[piece.first : piece.first + piece.num_blocks]
+        hashes = chain.hashes[piece.position : piece.position + piece.num_blocks]
         size = form.block_size
         expected = tuple(
             Entry(block_hash, token_bytes(token_ids[position * size : (position + 1) * size]))

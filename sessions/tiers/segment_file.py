@@ -6,9 +6,9 @@
     entries_at  `capacity` entries:   block hash ‖ crc32 of the payload ‖ token ids, u32 each ‖ crc32 of the entry
     data_at     `capacity` payloads, each from a page on: the block's bytes as `KVCache.read_blocks` gives them
 
-A file only grows: a block's payload is written first, its entry after it. So a process killed at any point leaves the
-blocks before intact and this one absent; after a power cut a torn payload misses its checksum. An entry's checksum is
-seeded with the header's: no entry is taken for another file's. Nothing is ever unpickled, and nothing of a header is
+A file grows at its end: a block's payload is written first, its entry after it. So a process killed at any point leaves
+the blocks before intact and this one absent; after a power cut a torn payload misses its checksum. An entry's checksum
+is seeded with the header's: no entry is taken for another file's. Nothing is ever unpickled, and nothing of a header is
 believed that the reader does not expect already.
 
 Functions do blocking I/O, raise OSError, and BadSegment for content that is not what it must be.
@@ -153,6 +153,14 @@ def append(
         )
         file.seek(form.entries_at + num_before * form.entry_bytes)
         _write(file, packed)
+
+
+def cut(path: Path, form: SegmentFormat, num_blocks: int) -> None:
+    """Keep the first blocks only: of the others neither ids nor KV are left, whenever the process is killed here."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(form.entries_at + num_blocks * form.entry_bytes)
+        _write(file, bytes((form.capacity - num_blocks) * form.entry_bytes))
+        file.truncate(form.file_bytes(num_blocks))
 
 
 def read_contents(path: Path, form: SegmentFormat) -> Contents:

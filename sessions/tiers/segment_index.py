@@ -119,9 +119,17 @@ class SegmentIndex:
             start += count
         return pieces
 
+    def place_of(self, block_hash: BlockHash) -> tuple[Segment, int] | None:
+        """The segment that holds this block, and which of its blocks it is."""
+        return self._places.get(block_hash)
+
     def segment_of(self, block_hash: BlockHash) -> Segment | None:
         place = self._places.get(block_hash)
         return place[0] if place else None
+
+    def holds(self, piece: Piece, hashes: Sequence[BlockHash]) -> bool:
+        """Are these blocks still where they were?"""
+        return all(self._places.get(h) == (piece.segment, index) for index, h in enumerate(hashes, piece.first))
 
     def growing(self, root: BlockHash, parent: BlockHash) -> Segment | None:
         """The segment of this root that `parent` ends and that has room for more."""
@@ -179,6 +187,23 @@ class SegmentIndex:
             parent.children.discard(segment)
         return removed[::-1]
 
+    def cut(self, segment: Segment, num_kept: int) -> tuple[list[BlockHash], list[Segment]]:
+        """Forget a segment's blocks after the first ones, and all that follows these; no block kept: the segment too.
+
+        Returns the blocks, and the segments that went, what follows before what it follows.
+        """
+        removed: list[Segment] = []
+        for child in [child for child in segment.children if self._hangs_at(child) > num_kept]:
+            removed += self.remove(child)
+        if not num_kept:
+            removed += self.remove(segment)
+            return [block_hash for gone in removed for block_hash in gone.hashes], removed
+        lost = segment.hashes[num_kept:]
+        del segment.hashes[num_kept:]
+        for block_hash in lost:
+            del self._places[block_hash]
+        return [*lost, *(block_hash for gone in removed for block_hash in gone.hashes)], removed
+
     def under(self, root: BlockHash) -> list[Segment]:
         """The first segments of every path under `root`, and of all its tenant's if it is a tenant's. O(segments)."""
         return [
@@ -199,12 +224,33 @@ class SegmentIndex:
         """Up to `most` segments of a tenant's, the last used first: each after the one it follows. O(segments)."""
         return list(islice((segment for segment in reversed(self._order) if segment.anchor.tenant == tenant), most))
 
-    def path_end(self, block_hash: BlockHash) -> Segment | None:
-        """The segment that ends in this block, if a path does."""
-        segment = self.segment_of(block_hash)
-        return (
-            segment if segment is not None and segment.hashes[-1] == block_hash and self._ends_path(segment) else None
-        )
+    def chain_to(self, block_hash: BlockHash) -> list[BlockHash]:
+        """The path from its root's first block to this one; empty if it is not stored."""
+        segment, index = self._places.get(block_hash, (None, 0))
+        parts: list[list[BlockHash]] = []
+        while segment is not None:
+            parts.append(segment.hashes[: index + 1])
+            index = self._hangs_at(segment) - 1 if segment.before is not None else 0
+            segment = segment.before
+        return [part_hash for part in reversed(parts) for part_hash in part]
+
+    def num_needed(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading blocks of a path others need too: up to where the last of them leaves it, or goes on."""
+        following: BlockHash | None = None
+        for num_blocks in range(len(hashes), 0, -1):
+            block_hash = hashes[num_blocks - 1]
+            if any(other != following for other in self._after(block_hash)):
+                return num_blocks
+            following = block_hash
+        return 0
+
+    def _after(self, block_hash: BlockHash) -> Iterator[BlockHash]:
+        """The blocks that follow this one."""
+        place = self._places.get(block_hash)
+        if place is not None:
+            segment, index = place
+            yield from segment.hashes[index + 1 : index + 2]
+            yield from (child.hashes[0] for child in segment.children if child.anchor.parent == block_hash)
 
     def _ends_path(self, segment: Segment) -> bool:
         return all(self._hangs_at(child) < len(segment.hashes) for child in segment.children)

@@ -4,8 +4,9 @@
     <folder>/<namespace>/<hash>       one segment each; 0700 and 0600, for KV is readable text to whoever reads it
 
 Over the bound, files of other namespaces (another model, another secret, an older version) go first, then our segments,
-least recently used first. When a segment was used outlives the process as the time of its file. The lock inside guards
-the index only and is never held during I/O; files may vanish or change under a reader, who then finds a miss.
+least recently used first. When a segment was used outlives the process as the time of its file. Of two locks inside one
+is held by whoever changes files, the other guards the index and is never held during I/O: a file is longer than the
+index says or as long, and may vanish or change under a reader, who then finds a miss.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from sessions.tiers.segment_file import (
     SegmentFormat,
     append,
     create,
+    cut,
     read_blocks,
     read_contents,
 )
@@ -84,12 +86,13 @@ class SegmentStore:
         self.num_corrupt = 0
         """Files that were not what they must be, and are gone."""
         self.num_drops = 0
-        """Calls of `drop` so far."""
+        """Calls of `drop` that took effect, or are about to."""
         self._folder = folder / form.namespace.hex()
         for made in (folder, self._folder):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
             made.chmod(0o700)
         self._owner = _own(folder)
+        self._files_lock = threading.Lock()
         self._lock = threading.Lock()
         self._index = SegmentIndex(form.capacity, shared_root)
         started_at = time.monotonic()
@@ -184,8 +187,12 @@ class SegmentStore:
         """Store blocks that follow `after.parent`, at most `room_after` of them. One thread only. Raises OSError.
 
         rows: uint8 [len(entries), stride]. num_drops: as it was before `rows` were copied, so that what is dropped
-        meanwhile stays away. False if it was, if there is no room, or if the parent is not stored any more.
+        meanwhile stays away. False if anything was, if there is no room, or if the parent is not stored any more.
         """
+        with self._files_lock:
+            return num_drops == self.num_drops and self._append(after, entries, rows)
+
+    def _append(self, after: Anchor, entries: Sequence[Entry], rows: Payload) -> bool:
         hashes = [entry.block_hash for entry in entries]
         with self._lock:
             growing = self._index.growing(after.root, after.parent)
@@ -206,12 +213,13 @@ class SegmentStore:
         except FileNotFoundError:
             if growing is None:
                 raise
-            return False  # it was dropped meanwhile
+            self._remove(growing)  # somebody else deleted it
+            return False
         with self._lock:
-            is_stored = num_drops == self.num_drops and self._enter(growing, anchor, hashes)
+            is_stored = self._enter(growing, anchor, hashes)
             self._num_bytes += num_bytes if is_stored else 0
         if not is_stored:
-            self._cut_off(path, growing, num_before)
+            self._undo(path, num_before)
         return is_stored
 
     def read(self, piece: Piece, expected: Sequence[Entry]) -> Payload | None:
@@ -223,44 +231,51 @@ class SegmentStore:
         try:
             payload = read_blocks(path, self.form, segment.anchor, piece.first, expected)
             os.utime(path)
-        except FileNotFoundError:
-            self._remove(segment)
-            return None
-        except BadSegment as error:
-            log.warning("segment refused", name=segment.name, reason=str(error))
-            self.num_corrupt += 1
-            self._remove(segment)
+        except (FileNotFoundError, BadSegment) as error:
+            self._refuse(piece, expected, error)
             return None
         with self._lock:
             if segment in self._index:
                 self._index.touch(segment)
         return payload
 
-    def drop(self, root: BlockHash, first: BlockHash | None = None) -> int:
-        """Forget everything under `root`, or from the file of block `first` on. Returns blocks. Raises OSError.
+    def _refuse(self, piece: Piece, expected: Sequence[Entry], error: Exception) -> None:
+        """The file is not what the index says; nor is that anything, where it was dropped meanwhile."""
+        with self._files_lock:
+            with self._lock:
+                is_indexed = self._index.holds(piece, [entry.block_hash for entry in expected])
+            if not is_indexed:
+                return
+            if isinstance(error, BadSegment):
+                log.warning("segment refused", name=piece.segment.name, reason=str(error))
+                self.num_corrupt += 1
+            self._remove(piece.segment)
+
+    def drop(self, root: BlockHash, first: BlockHash | None = None) -> list[BlockHash]:
+        """Forget everything under `root`, or block `first` and what follows it; returns the blocks. Raises OSError.
 
         Under a tenant's root without a salt is everything of the tenant's, whatever its root.
         """
-        with self._lock:
+        with self._files_lock:
             self.num_drops += 1
-            segment = None if first is None else self._index.segment_of(first)
-            segments = self._index.under(root) if first is None else [segment] if segment is not None else []
-        return sum(self._remove(segment) for segment in segments)
+            with self._lock:
+                place = None if first is None else self._index.place_of(first)
+                whole = self._index.under(root) if first is None else []
+            places = [place] if place is not None else [(segment, 0) for segment in whole]
+            return [block_hash for segment, index in places for block_hash in self._cut(segment, index)]
 
-    def drop_path(self, tenant: BlockHash, leaf: BlockHash) -> tuple[int, BlockHash] | None:
-        """Forget the files that a path of the tenant's needs alone, and what follows them. Raises OSError.
-
-        Returns blocks, and the path's root; None if no path of the tenant's ends in this block.
-        """
+    def chain_to(self, tenant: BlockHash, leaf: BlockHash) -> tuple[BlockHash, list[BlockHash]] | None:
+        """(root, hashes from its first block on) of the path to a block; None if the tenant has no such. No I/O."""
         with self._lock:
-            segment = self._index.path_end(leaf)
+            segment = self._index.segment_of(leaf)
             if segment is None or segment.anchor.tenant != tenant:
                 return None
-            self.num_drops += 1
-            before = segment.before
-            while before is not None and len(before.children) == 1 and segment.anchor.parent == before.hashes[-1]:
-                segment, before = before, before.before
-        return self._remove(segment), segment.anchor.root
+            return segment.anchor.root, self._index.chain_to(leaf)
+
+    def num_needed(self, hashes: Sequence[BlockHash]) -> int:
+        """How many leading blocks of a path other paths on disk need too. No I/O."""
+        with self._lock:
+            return self._index.num_needed(hashes)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless index, files and sizes agree. Only while nobody writes."""
@@ -295,19 +310,15 @@ class SegmentStore:
             append(path, self.form, anchor, num_before, entries, rows)
         except OSError:
             with contextlib.suppress(OSError):
-                if num_before:
-                    os.truncate(path, self.form.file_bytes(num_before))
-                else:
-                    path.unlink(missing_ok=True)
+                self._undo(path, num_before)
             raise
 
-    def _cut_off(self, path: Path, growing: Segment | None, num_before: int) -> None:
-        """What was written does not count. What the file had before does, unless that was dropped."""
-        with self._lock:
-            if growing is not None and growing in self._index:
-                os.truncate(path, self.form.file_bytes(num_before))
-            else:
-                path.unlink(missing_ok=True)
+    def _undo(self, path: Path, num_before: int) -> None:
+        """What was written does not count. What the file had before does."""
+        if num_before:
+            cut(path, self.form, num_before)
+        else:
+            path.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int, kept: Sequence[Segment]) -> bool:
         """Delete what goes first until `num_bytes` more fit; False if only `kept` is left to go. Raises OSError."""
@@ -322,14 +333,27 @@ class SegmentStore:
             self._remove(oldest)
         return True
 
-    def _remove(self, segment: Segment) -> int:
-        """Forget a segment and all that follows it, then delete the files, leaves first. Returns blocks."""
+    def _remove(self, segment: Segment) -> None:
+        """Forget a segment and all that follows it."""
+        self._cut(segment, 0)
+
+    def _cut(self, segment: Segment, num_kept: int) -> list[BlockHash]:
+        """Forget what a segment has after its first blocks, and all that follows that; then change the files.
+
+        Leaves go first. Returns the blocks.
+        """
         with self._lock:
-            removed = self._index.remove(segment) if segment in self._index else []
-            self._num_bytes -= self._size_of(removed)
+            if segment not in self._index:
+                return []
+            num_cut = len(segment.hashes) - num_kept if num_kept else 0
+            hashes, removed = self._index.cut(segment, num_kept)
+            self._num_bytes -= self._size_of(removed) + num_cut * self.form.stride
         for gone in removed:
             self._path(gone.name).unlink(missing_ok=True)
-        return sum(len(gone.hashes) for gone in removed)
+        if num_kept:
+            with contextlib.suppress(FileNotFoundError):  # somebody else deleted it
+                cut(self._path(segment.name), self.form, num_kept)
+        return hashes
 
     def _scan(self) -> None:
         """Index what is there, by headers alone. A file that is bad, or follows nothing, is removed."""

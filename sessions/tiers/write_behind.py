@@ -121,8 +121,13 @@ class WriteBehind:
             num_drops = self._store.num_drops
             entries = self._copy(hashes[start : start + self._store.room_after(at.root, at.parent)])
             rows = self._rows[: len(entries)]
-            if not entries or not self._store.append(at, entries, rows, num_drops):
+            if not entries:
                 return False
+            if not self._store.append(at, entries, rows, num_drops):
+                if num_drops == self._store.num_drops:
+                    return False
+                start = self._store.num_stored(hashes)  # something was dropped, perhaps not of this: look again
+                continue
             start += len(entries)
             self.num_blocks_written += len(entries)
         return True

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain
 
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
@@ -81,7 +80,7 @@ class Bench:
 
 def shared_content(prompts: Sequence[list[int]], block_size: int) -> SharedContent:
     root = BlockHash(b"S" * 16)
-    return SharedContent(root, frozenset(chain.from_iterable(chain_hashes(root, ids, block_size) for ids in prompts)))
+    return SharedContent.of(root, [chain_hashes(root, ids, block_size) for ids in prompts])
 
 
 def expected(request: Request) -> list[int]:

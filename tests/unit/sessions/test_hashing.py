@@ -53,7 +53,7 @@ def test_shared_vector(vector: dict[str, Any]) -> None:
     secret, size = bytes.fromhex(vector["server_secret"]), fields.block_size
     shared_root = root_hash(fields, shared_key(secret))
     assert (shared_key(secret).hex(), shared_root.hex()) == (vector["shared_key"], vector["shared_root"])
-    shared = SharedContent(shared_root, frozenset(chain_hashes(shared_root, vector["declared_token_ids"], size)))
+    shared = SharedContent.of(shared_root, [chain_hashes(shared_root, vector["declared_token_ids"], size)])
     chain = HashChain(root_hash(fields, tenant_key(secret, vector["tenant_id"], None)), size, shared)
     chain.extend(vector["token_ids"])
     assert chain.branch.hex() == vector["branch"]
@@ -160,9 +160,7 @@ few_ids = st.lists(st.integers(0, 1), max_size=24)
 
 
 def declared(prompts: list[list[int]], block_size: int) -> SharedContent:
-    return SharedContent(
-        SHARED_ROOT, frozenset(block for ids in prompts for block in chain_hashes(SHARED_ROOT, ids, block_size))
-    )
+    return SharedContent.of(SHARED_ROOT, [chain_hashes(SHARED_ROOT, ids, block_size) for ids in prompts])
 
 
 def num_common(ids: list[int], other: list[int]) -> int:

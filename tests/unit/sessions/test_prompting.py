@@ -5,6 +5,7 @@ import time
 import pytest
 
 from sessions.conversation import canonical
+from sessions.engine.drops import Drops
 from sessions.errors import ContextLengthExceeded
 from sessions.hashing import HashChain
 from sessions.index import PrefixIndex
@@ -64,7 +65,7 @@ async def prompted(*messages: Message, stable_first: bool = False) -> tuple[Prom
     """And the text before each breakpoint, joined by newlines twice."""
     tokenizer = byte_tokenizer()
     index = PrefixIndex(None, fleet=ROOT, resync_source=lambda: [])
-    replies = Replies(tokenizer.decode, tokenizer.control_ids, index, vocab_size=tokenizer.vocab_size)
+    replies = Replies(tokenizer.decode, tokenizer.control_ids, index, vocab_size=tokenizer.vocab_size, drops=Drops())
     prompter = Prompter(
         tokenizer, replies, lambda *_: ROOT, block_size=4, max_model_len=10_000, stable_first=stable_first
     )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sessions.conversation import Conversation, Turn, canonical, turn_keys
 from sessions.detokenizer import StopStrings, TextStream
+from sessions.engine.drops import Drops
 from sessions.hashing import HashChain
 from sessions.replies import Replies
 from sessions.tokenizer import Tokenizer
@@ -52,7 +53,9 @@ def shelf() -> DictShelf:
 
 
 def make(tokenizer: Tokenizer, shelf: DictShelf, **more: Any) -> Replies:
-    return Replies(tokenizer.decode, tokenizer.control_ids, shelf, vocab_size=tokenizer.vocab_size, **more)
+    return Replies(
+        tokenizer.decode, tokenizer.control_ids, shelf, vocab_size=tokenizer.vocab_size, drops=Drops(), **more
+    )
 
 
 def conversation(*contents: str) -> Conversation:
@@ -207,7 +210,7 @@ def test_turns_with_equal_joins_have_different_keys() -> None:
 def test_what_no_token_of_the_reply_says_is_encoded_next_time(shelf: DictShelf) -> None:
     """A stop string inside a token: the client has "Hello ", whose blank is part of the token " world"."""
     words = {0: "Hello", 1: " world"}
-    replies = Replies(lambda ids: "".join(words[i] for i in ids), frozenset(), shelf, vocab_size=2)
+    replies = Replies(lambda ids: "".join(words[i] for i in ids), frozenset(), shelf, vocab_size=2, drops=Drops())
     asked = conversation("Hi?")
     *_, key = turn_keys(ROOT, asked)
     opening = Opening(ROOT, key, asked, "prompt ", [1], HashChain(ROOT, 4), 0)

@@ -67,7 +67,7 @@ async def test_a_prompt_that_begins_with_shared_content_is_read_from_two_chains(
 ) -> None:
     store = SegmentStore(tmp_path, FORM, 2**30)
     shared = path_of(*LONG[:declared], root=SHARED_ROOT)
-    chain = HashChain(ROOT, FORM.block_size, SharedContent(SHARED_ROOT, frozenset(shared[0])))
+    chain = HashChain(ROOT, FORM.block_size, SharedContent.of(SHARED_ROOT, [shared[0]]))
     chain.extend(TOKEN_IDS)
     _, own = path_of(*LONG[declared:], root=chain.branch)
     assert [entry.block_hash for entry in (*shared[1], *own)] == chain.hashes

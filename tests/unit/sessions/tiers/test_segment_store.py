@@ -137,7 +137,7 @@ def test_a_shared_head_that_is_lost_takes_with_it_what_goes_on_from_it(tmp_path:
     store.close()
     store = SegmentStore(tmp_path, FORM, PLENTY, SHARED_ROOT)
     assert [readable(store, 7, 8, root=root) for root in roots] == [2, 0]
-    assert store.drop(ROOT) == 2, "what is the tenant's goes, the shared stays"
+    assert len(store.drop(ROOT)) == 2, "what is the tenant's goes, the shared stays"
     assert readable(store, *LONG[:6], root=SHARED_ROOT) == 4
     store.check_integrity()
 
@@ -230,10 +230,11 @@ def test_a_root_can_be_dropped(tmp_path: Path) -> None:
     store = SegmentStore(tmp_path, FORM, PLENTY)
     store_path(store, *LONG)
     store_path(store, *LONG, root=other)
-    assert store.drop(ROOT, path_of(*LONG)[0][5]) == 6, "files are dropped whole"
-    assert readable(store, *LONG) == 4
-    assert store.drop(ROOT, path_of(*LONG)[0][5]) == 0
-    assert store.drop(ROOT) == 4
+    hashes, _ = path_of(*LONG)
+    assert sorted(store.drop(ROOT, hashes[5])) == sorted(hashes[5:]), "to the block, inside a file"
+    assert readable(store, *LONG) == 5
+    assert store.drop(ROOT, hashes[5]) == []
+    assert sorted(store.drop(ROOT)) == sorted(hashes[:5])
     assert readable(store, *LONG) == 0
     assert readable(store, *LONG, root=other) == len(LONG)
     store.check_integrity()
@@ -266,7 +267,7 @@ def test_under_a_tenant_s_own_root_is_all_of_the_tenant_s_after_a_restart_too(tm
     before.close()
     store = SegmentStore(tmp_path, FORM, PLENTY)
     assert readable(store, *LONG, root=salted) == len(LONG)
-    assert store.drop(ROOT) == 2 + len(LONG)
+    assert len(store.drop(ROOT)) == 2 + len(LONG)
     assert readable(store, *LONG, root=salted) == readable(store, 1, 2) == 0
     assert readable(store, *LONG, root=other) == len(LONG)
     store.check_integrity()
@@ -295,18 +296,53 @@ def test_a_tenant_s_paths_are_listed_with_what_they_share(tmp_path: Path) -> Non
     assert [holding.num_tokens for holding in store.holdings(other)] == [2 * size]
 
 
-def test_a_path_is_dropped_with_the_files_that_it_alone_needs(tmp_path: Path) -> None:
+def test_of_a_path_is_known_what_others_need_of_it(tmp_path: Path) -> None:
+    """Files hold 4 blocks. One path leaves inside a file, one at its end, one where the next file has begun."""
     store = SegmentStore(tmp_path, FORM, PLENTY)
+    hashes, _ = path_of(*LONG)
     store_path(store, *LONG)
-    store_path(store, *LONG[:4], 90, 91)
-    leaf, other_leaf = path_of(*LONG)[0][-1], path_of(*LONG[:4], 90, 91)[0][-1]
-    assert store.drop_path(BlockHash(b"o" * 16), leaf) is None, "it is another tenant's"
-    assert store.drop_path(ROOT, path_of(*LONG)[0][1]) is None, "no path ends there"
-    assert store.drop_path(ROOT, leaf) == (len(LONG) - 4, ROOT)
-    assert readable(store, *LONG) == 4 and readable(store, *LONG[:4], 90, 91) == 6
-    assert store.drop_path(ROOT, other_leaf) == (6, ROOT)
-    assert store.num_blocks == 0
+    assert store.num_needed(hashes) == 0
+    assert store.num_needed(hashes[:7]) == 7, "it goes on"
+    for num_shared in (2, 4, 5):
+        store_path(store, *LONG[:num_shared], 90, 91)
+        assert store.num_needed(hashes) == num_shared
+    assert store.chain_to(ROOT, hashes[-1]) == (ROOT, hashes)
+    assert store.chain_to(ROOT, path_of(*LONG[:2], 90, 91)[0][-1]) == (ROOT, path_of(*LONG[:2], 90, 91)[0])
+    assert store.chain_to(BlockHash(b"o" * 16), hashes[-1]) is None, "it is another tenant's"
+    assert store.chain_to(ROOT, BlockHash(b"?" * 16)) is None
+
+
+@pytest.mark.parametrize("first", range(len(LONG)))
+def test_a_drop_ends_at_its_block_and_leaves_what_departs_before(tmp_path: Path, first: int) -> None:
+    """Every place in a path of three files; another path departs after each block. So it is after a restart too."""
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    hashes, entries = path_of(*LONG)
+    store_path(store, *LONG)
+    forks = [(*LONG[:at], 70 + at) for at in range(1, len(LONG))]
+    for fork in forks:
+        store_path(store, *fork)
+    store.drop(ROOT, hashes[first])
+    for _ in range(2):
+        store.check_integrity()
+        assert readable(store, *LONG) == first
+        assert [readable(store, *fork) == len(fork) for fork in forks] == [len(fork) - 1 <= first for fork in forks]
+        store = reopened(store, tmp_path)
+    left = b"".join(path.read_bytes() for path in files_under(tmp_path))
+    assert not any(entry.token_bytes in left for entry in entries[first:]), "the ids are no longer in the file"
+    assert store_path(store, *LONG) and readable(store, *LONG) == len(LONG)
     store.check_integrity()
+
+
+def test_a_reader_who_comes_late_finds_a_miss_and_harms_nothing(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, FORM, PLENTY)
+    hashes, entries = path_of(1, 2, 3, 4)
+    store_path(store, 1, 2, 3, 4)
+    store_path(store, 1, 90)
+    (piece,) = store.pieces(ROOT, hashes, 0)
+    store.drop(ROOT, hashes[2])
+    assert store.read(piece, entries) is None
+    assert store.num_corrupt == 0
+    assert (readable(store, 1, 2, 3, 4), readable(store, 1, 90)) == (2, 2)
 
 
 def in_a_process(target: Callable[..., None], *args: object) -> tuple[multiprocessing.process.BaseProcess, Connection]:
