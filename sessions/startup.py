@@ -189,7 +189,8 @@ def _index_options(options: ServiceOptions) -> IndexOptions:
     """What is on disk is of use to a conversation whose replies are known: then an embedded Redis keeps its data."""
     data = options.cache_dir / "redis" if parse_disk_size(options.disk_size) else None
     keeping = Keeping(options.response_ttl_s, options.max_stored_responses) if options.response_ttl_s else None
-    client = IndexSettings(reply_ttl_s=options.reply_ttl_s, keeping=keeping)
+    forgetting = options.cache_dir / "forgetting"
+    client = IndexSettings(reply_ttl_s=options.reply_ttl_s, keeping=keeping, forgetting=forgetting)
     return IndexOptions(options.index, options.redis_url, options.redis_timeout_ms, client, data)
 
 

@@ -64,6 +64,7 @@ class PrefixIndex:
         settings = settings or IndexSettings()
         self._embedded = embedded
         self._is_started = False
+        self._num_forgets = 0
         self._reply_ttl_s = settings.reply_ttl_s
         self._ledger = Ledger(max_chains=settings.max_chains, max_evictions=settings.max_evictions)
         self._publisher: Publisher | None = None
@@ -184,10 +185,16 @@ class PrefixIndex:
         return reached - num_local
 
     async def fetch_replies(self, root: BlockHash, keys: Sequence[bytes]) -> list[bytes | None] | None:
-        """Records of replies under `keys`; None when nobody was asked or answered within the budget."""
+        """Records of replies under `keys`; None when nobody was asked or answered within the budget.
+
+        Nor while something is still to be forgotten there: it could be this.
+        """
         if not self._reply_ttl_s or self._publisher is None or self._lookups is None or not self._publisher.is_up:
             return None
-        return await self._lookups.replies(root, keys)
+        before = self._num_forgets, self._publisher.num_forgotten
+        records = await self._lookups.replies(root, keys)
+        is_current = before == (self._num_forgets, self._publisher.num_forgotten) and not self._publisher.is_forgetting
+        return records if is_current else None
 
     def keep_reply(self, root: BlockHash, key: bytes, record: bytes, salted_of: BlockHash | None = None) -> None:
         """Event loop; does not wait. Where Redis is away, or is not to hold replies, nothing happens.
@@ -198,13 +205,14 @@ class PrefixIndex:
             self._lookups.keep_reply(root, key, record, self._reply_ttl_s, salted_of)
 
     def forget_replies(self, root: BlockHash, *, and_salts: bool = False) -> None:
-        """Delete every record under `root`, as soon as Redis can be reached while this process lives. Does not wait.
+        """Delete every record under `root` as soon as Redis can be reached, by this process or the next. Does not wait.
 
-        and_salts: `root` is a tenant's own; under its salts' roots too. What is said after this stays.
+        and_salts: `root` is a tenant's own; under its salts' roots too. What is said before it is done may go too.
         """
         publisher, lookups = self._publisher, self._lookups
         if publisher is not None and lookups is not None and self._is_started:
             namespace = namespace_of(root)
+            self._num_forgets += 1
             lookups.after_keeping(lambda: publisher.forget_replies(namespace, and_salts=and_salts))
 
     def stats(self) -> IndexStats:

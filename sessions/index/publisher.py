@@ -10,13 +10,13 @@ A failure loses at most one message and marks the ledger, and the next good beat
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 import redis
 import structlog
 
 from sessions.index.breaker import Breaker
+from sessions.index.forgetting import Forgetting
 from sessions.index.ledger import Chain, Cut, Ledger, ResyncSource
 from sessions.index.settings import IndexSettings, is_supported
 from sessions.trie import Incarnation, Namespace, PrefixTrie, Replica, namespace_of, refuses_writes
@@ -59,7 +59,7 @@ class Publisher:
         self._is_greeted = False
         self._beat_at = 0.0
         self._resync_at = 0.0
-        self._forgetting: deque[tuple[Namespace, bool]] = deque()
+        self._forgetting = Forgetting(settings.forgetting)
         self.others: frozenset[Incarnation] = frozenset()
         self.is_writable = True
         self.is_unsupported = False
@@ -69,6 +69,15 @@ class Publisher:
     def is_up(self) -> bool:
         """The server was reached and answers."""
         return self._is_greeted and self._breaker.is_closed
+
+    @property
+    def is_forgetting(self) -> bool:
+        return len(self._forgetting) > 0
+
+    @property
+    def num_forgotten(self) -> int:
+        """Jobs that are done."""
+        return self._forgetting.num_done
 
     def start(self) -> None:
         self._thread.start()
@@ -85,7 +94,7 @@ class Publisher:
 
     def forget_replies(self, namespace: Namespace, *, and_salts: bool) -> None:
         """Forget every record there, as soon as the server lets us. Any thread. and_salts: of its salts too."""
-        self._forgetting.append((namespace, and_salts))
+        self._forgetting.add(namespace, and_salts=and_salts)
         self._wake.set()
 
     def beat_now(self) -> None:
@@ -200,13 +209,11 @@ class Publisher:
 
     def _forget_some(self) -> None:
         """One call's worth of the oldest job. Raises; then it is tried again."""
-        namespace, and_salts = self._forgetting[0]
-        if and_salts:
-            salts = self._trie.salts(namespace)
-            self._forgetting.extend((salted, False) for salted in (namespace, *salts))
-        elif self._trie.forget_replies(namespace):
-            return
-        self._forgetting.popleft()
+        job = self._forgetting.first()
+        if job is not None and job.and_salts:
+            self._forgetting.done(job, then=(job.namespace, *self._trie.salts(job.namespace)))
+        elif job is not None and not self._trie.forget_replies(job.namespace):
+            self._forgetting.done(job)
 
     def _insert(self, chain: Chain) -> None:
         namespace, ttl_s = namespace_of(chain.root), self._settings.ttl_s

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -27,6 +28,7 @@ class IndexSettings:
     keeping, documents_timeout_s: of what is stored beside the trie (None: nothing is), and budget of one call about it.
     reply_ttl_s: so long Redis keeps the ids of a reply; 0: it never sees them.
     max_chains, max_evictions: bounds of what waits while Redis is away.
+    forgetting: folder that keeps, over a restart, what is still to be forgotten there; None: nothing does.
     """
 
     timeout_s: float = 0.05
@@ -42,6 +44,7 @@ class IndexSettings:
     reply_ttl_s: int = 86_400
     max_chains: int = 500
     max_evictions: int = 65_536
+    forgetting: Path | None = None
 
     def __post_init__(self) -> None:
         if self.lease_s <= self.beat_s:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import redis
 
+from sessions.index import IndexSettings, forgetting
+from sessions.index.forgetting import Forgetting
 from sessions.parts import IndexOptions
 from sessions.service import ChatService
-from sessions.trie import FORGET_AT_ONCE, PrefixTrie, namespace_of
+from sessions.trie import FORGET_AT_ONCE, Namespace, PrefixTrie, namespace_of
 from sessions.types import ChatRequest, Message, SamplingParams, Tenant
 from tests.fakes import open_fake_service
 from tests.integration.index.index_servers import ValkeyServer, eventually
@@ -165,3 +167,36 @@ async def test_what_only_the_disk_has_is_in_its_tenant_s_picture(tmp_path: Path)
         await say(after, asked("alice"))
         drawn = await after.cache.picture(alice, 50)
         assert (len(drawn.runs), drawn.num_in_pool) == (2, 1), "what was restored is in the pool"
+
+
+async def test_a_process_that_ends_while_redis_is_away_leaves_it_to_the_next(
+    valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    index = IndexOptions("redis", valkey.url, client=IndexSettings(forgetting=tmp_path / "forgetting"))
+    async with service(index=index) as one:
+        await eventually(lambda: one.index.state == "redis")
+        for tenant, salt in (("alice", None), ("alice", "one"), ("bob", None)):
+            await say(one, asked(tenant, salt))
+        await eventually(lambda: records(valkey) == 3)
+        valkey.freeze()
+        await eventually(lambda: one.index.state == "down")
+        for _ in range(3):
+            await one.cache.drop_all(Tenant("alice"))
+        await eventually(lambda: len(list((tmp_path / "forgetting").iterdir())) == 2)  # replies, and sightings
+    valkey.thaw()
+    async with service(index=index):
+        await eventually(lambda: records(valkey) == 1)
+        await eventually(lambda: not list((tmp_path / "forgetting").iterdir()))
+
+
+def test_what_waits_to_be_forgotten_is_bounded_and_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgetting, "MAX_JOBS", 3)
+    jobs = Forgetting(tmp_path)
+    for number in (1, 2, 2, 3, 4):
+        jobs.add(Namespace(str(number)), and_salts=number == 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4.salts"]
+    again = Forgetting(tmp_path)
+    assert len(again) == 3
+    while (job := again.first()) is not None:
+        again.done(job)
+    assert list(tmp_path.iterdir()) == []
