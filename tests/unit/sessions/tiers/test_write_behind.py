@@ -141,6 +141,17 @@ def test_what_is_dropped_meanwhile_does_not_come_back(
     assert store.num_blocks == 0 and files_under(tmp_path) == []
 
 
+def test_a_drop_elsewhere_costs_no_write(writer: WriteBehind, engine: Engine, store: SegmentStore) -> None:
+    def drop() -> None:
+        engine.during_copy = lambda: None
+        store.drop(BlockHash(b"o" * 16))
+
+    engine.during_copy = drop
+    writer.offer(ANCHOR, engine.compute(1, 2, 3))
+    eventually(lambda: readable(store, 1, 2, 3) == 3, "the path is on disk")
+    assert writer.num_paths_dropped == 0
+
+
 def test_an_eviction_elsewhere_spoils_nothing(writer: WriteBehind, engine: Engine, store: SegmentStore) -> None:
     engine.compute(*range(50, 50 + NUM_BLOCKS))
     hashes = engine.compute(1, 2)
