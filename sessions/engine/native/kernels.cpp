@@ -31,6 +31,7 @@ constexpr int ROW_GROUP = 6;      // rows that share one load of K or V: 6 x 2 a
 constexpr int MAX_ROWS = 48;      // (token, query head) rows of one task
 constexpr int TILE_KEYS = 128;    // keys between two rescalings of the running softmax
 constexpr int PARTITION = 512;    // keys whose softmax is summed on its own, then merged in order
+constexpr int MAX_CUT_TASKS = 4;  // a thread: tasks whose keys are cut into partitions
 constexpr int MAX_HEAD_DIM = 256;
 constexpr float NEGATIVE = -INFINITY;
 constexpr float STEPS = 127;        // integers on each side of zero that int8 KV is rounded to
@@ -181,11 +182,11 @@ struct AttentionCall {
     const Sequence* sequences;
     const float *query, *key, *value;
     float* out;
-    float* scratch;  // MAX_PARTS * rows * (value_dim + 2) floats, for split tasks
+    float* scratch;       // of cut tasks' parts: rows of value_dim + 2 floats
+    int32_t* parts_done;  // of every cut task; no more of them than MAX_CUT_TASKS a thread
     int64_t query_row, query_head, key_row, key_head, value_row, value_head;
     int32_t num_sequences, q_heads, window, num_threads;
     float scaling;
-    int32_t scratch_parts;
 };
 }
 
@@ -279,7 +280,7 @@ __attribute__((noinline)) void merge_row(float* peak, float* total, float* sum, 
 // A task: rows (token, head of the group) of one sequence under one KV head.
 struct Task {
     const Sequence* sequence;
-    int kv_head, first_token, num_tokens, part, num_parts;  // part -1: all partitions, merged in place
+    int kv_head, first_token, num_tokens, part;  // part -1: all partitions, merged in place
 };
 
 // Rescale what is there and turn scores into weights, of the integers where V is scaled; masks what the row may not see.
@@ -465,66 +466,88 @@ void store_rows(const AttentionCall& call) {
     }
 }
 
+// How a step's work is cut: tasks of up to tokens_per_task tokens under one KV head.  A task that is a large share of the
+// step is also cut into partitions of its keys, so that no thread waits for another's long prefix.  The sums are the same.
+struct Plan {
+    const AttentionCall& call;
+    const int kv_heads, group, tokens_per_task;
+    int64_t total = 0;
+
+    explicit Plan(const AttentionCall& of)
+        : call(of), kv_heads(of.pool->kv_heads), group(of.q_heads / kv_heads), tokens_per_task(MAX_ROWS / group) {
+        for (int s = 0; s < call.num_sequences; s++) total += tasks(call.sequences[s]) * cost(call.sequences[s]);
+    }
+
+    int64_t tasks(const Sequence& seq) const {
+        return (int64_t)((seq.num_tokens + tokens_per_task - 1) / tokens_per_task) * kv_heads;
+    }
+
+    // Pairs of row and key in the longest of its tasks, which all count as much.
+    int64_t cost(const Sequence& seq) const {
+        const int64_t tokens = seq.num_tokens < tokens_per_task ? seq.num_tokens : tokens_per_task;
+        const int64_t seen = (int64_t)seq.start + seq.num_tokens, most = call.window ? call.window + tokens : seen;
+        return tokens * group * (seen < most ? seen : most);
+    }
+
+    // 1 is uncut.  A cut task is more than one in MAX_CUT_TASKS * num_threads: there are fewer, and the scratch has room.
+    int64_t parts(const Sequence& seq) const {
+        if (cost(seq) * MAX_CUT_TASKS * call.num_threads <= total) return 1;
+        return ((int64_t)seq.start + seq.num_tokens + PARTITION - 1) / PARTITION;
+    }
+
+    int64_t rows_per_part() const { return (int64_t)tokens_per_task * group; }
+    int64_t items(const Sequence& seq) const { return tasks(seq) * parts(seq); }
+};
+
+// Add up a cut task's parts, in order.  scratch_row: of its first part's first row.
+void merge_parts(const Plan& plan, const Task& task, int64_t parts, int64_t scratch_row) {
+    const AttentionCall& call = plan.call;
+    const int vd = call.pool->value_dim, group = plan.group;
+    const int64_t first_row = task.sequence->row + task.first_token, first_head = (int64_t)task.kv_head * group;
+    for (int r = 0; r < task.num_tokens * group; r++) {
+        float peak = NEGATIVE, total = 0;
+        float* to = call.out + ((first_row + r / group) * call.q_heads + first_head + r % group) * vd;
+        memset(to, 0, sizeof(float) * vd);
+        for (int64_t part = 0; part < parts; part++) {
+            const float* from = call.scratch + (scratch_row + part * plan.rows_per_part() + r) * (vd + 2);
+            merge_row(&peak, &total, to, from[0], from[1], from + 2, vd);
+        }
+        const float inverse = 1.0f / total;
+        for (int d = 0; d < vd; d++) to[d] *= inverse;
+    }
+}
+
+// item: a task, or a part of one, of all of the step's.  Whoever does the last part of a task adds its parts up.
+template <class T>
+void run_item(const Plan& plan, int64_t item) {
+    int64_t cut_tasks = 0, scratch_row = 0;
+    const Sequence* seq = plan.call.sequences;
+    for (; item >= plan.items(*seq); seq++) {
+        item -= plan.items(*seq);
+        if (plan.parts(*seq) == 1) continue;
+        cut_tasks += plan.tasks(*seq);
+        scratch_row += plan.items(*seq) * plan.rows_per_part();
+    }
+    const int64_t parts = plan.parts(*seq), number = item / parts, part = item % parts;
+    const int first = (int)(number / plan.kv_heads) * plan.tokens_per_task, left = seq->num_tokens - first;
+    const Task task = {seq, (int)(number % plan.kv_heads), first, left < plan.tokens_per_task ? left : plan.tokens_per_task,
+                       parts > 1 ? (int)part : -1};
+    scratch_row += number * parts * plan.rows_per_part();
+    run_task<T>(plan.call, task, scratch_row + part * plan.rows_per_part());
+    if (parts == 1) return;
+    const int32_t done = __atomic_add_fetch(plan.call.parts_done + cut_tasks + number, 1, __ATOMIC_ACQ_REL);
+    if (done == parts) merge_parts(plan, task, parts, scratch_row);
+}
+
 template <class T>
 void attend(const AttentionCall& call) {
     store_rows<T>(call);
-    const LayerPool& pool = *call.pool;
-    const int group = call.q_heads / pool.kv_heads, vd = pool.value_dim;
-    const int tokens_per_task = MAX_ROWS / group > 0 ? MAX_ROWS / group : 1;
-    int num_tasks = 0;
-    for (int s = 0; s < call.num_sequences; s++)
-        num_tasks += (call.sequences[s].num_tokens + tokens_per_task - 1) / tokens_per_task * pool.kv_heads;
-
-    // Few tasks: also split each over partitions of its keys, so that every thread has work. The sums are the same.
-    const bool split = num_tasks < 4 * call.num_threads && call.scratch_parts > 1;
-    const int parts = split ? call.scratch_parts : 1;
-    const int64_t rows_per_part = (int64_t)tokens_per_task * group;
-    const int64_t total = (int64_t)num_tasks * parts;
-
+    const Plan plan(call);
+    int64_t items = 0;
+    for (int s = 0; s < call.num_sequences; s++) items += plan.items(call.sequences[s]);
+    memset(call.parts_done, 0, sizeof(int32_t) * MAX_CUT_TASKS * call.num_threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(call.num_threads)
-    for (int64_t index = 0; index < total; index++) {
-        // Last tasks first: they see the longest prefix.
-        int64_t number = (total - 1 - index) / parts;
-        const int part = (int)((total - 1 - index) % parts);
-        const int64_t task_index = number;
-        Task task = {nullptr, 0, 0, 0, split ? part : -1, parts};
-        for (int s = 0; s < call.num_sequences; s++) {
-            const Sequence& seq = call.sequences[s];
-            const int64_t here = (int64_t)(seq.num_tokens + tokens_per_task - 1) / tokens_per_task * pool.kv_heads;
-            if (number < here) {
-                task.sequence = &seq;
-                task.kv_head = (int)(number % pool.kv_heads);
-                task.first_token = (int)(number / pool.kv_heads) * tokens_per_task;
-                const int left = seq.num_tokens - task.first_token;
-                task.num_tokens = left < tokens_per_task ? left : tokens_per_task;
-                break;
-            }
-            number -= here;
-        }
-        run_task<T>(call, task, (task_index * parts + part) * rows_per_part);
-    }
-    if (!split) return;
-
-    for (int64_t task_index = 0, s = 0; s < call.num_sequences; s++) {
-        const Sequence& seq = call.sequences[s];
-        for (int first = 0; first < seq.num_tokens; first += tokens_per_task) {
-            const int tokens = seq.num_tokens - first < tokens_per_task ? seq.num_tokens - first : tokens_per_task;
-            for (int h = 0; h < pool.kv_heads; h++, task_index++) {
-                for (int r = 0; r < tokens * group; r++) {
-                    float peak = NEGATIVE, sum_of = 0;
-                    float* to = call.out + ((int64_t)(seq.row + first + r / group) * call.q_heads + h * group + r % group) * vd;
-                    memset(to, 0, sizeof(float) * vd);
-                    for (int part = 0; part < parts; part++) {
-                        const float* from =
-                            call.scratch + ((task_index * parts + part) * rows_per_part + r) * (int64_t)(vd + 2);
-                        merge_row(&peak, &sum_of, to, from[0], from[1], from + 2, vd);
-                    }
-                    const float inverse = 1.0f / sum_of;
-                    for (int d = 0; d < vd; d++) to[d] *= inverse;
-                }
-            }
-        }
-    }
+    for (int64_t index = 0; index < items; index++) run_item<T>(plan, items - 1 - index);  // chunks come last: first
 }
 
 // -- int8 linear --
@@ -582,6 +605,7 @@ extern "C" {
 
 int32_t anaphora_partition(void) { return PARTITION; }
 int32_t anaphora_max_rows(void) { return MAX_ROWS; }
+int32_t anaphora_max_cut_tasks(void) { return MAX_CUT_TASKS; }
 int32_t anaphora_max_head_dim(void) { return MAX_HEAD_DIM; }
 
 // Write the step's K and V into the pool, then attend.

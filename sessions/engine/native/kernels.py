@@ -40,11 +40,11 @@ class _LayerPool(ctypes.Structure):
 class _AttentionCall(ctypes.Structure):
     _fields_ = (
         ("pool", _P), ("sequences", _P),
-        ("query", _P), ("key", _P), ("value", _P), ("out", _P), ("scratch", _P),
+        ("query", _P), ("key", _P), ("value", _P), ("out", _P), ("scratch", _P), ("parts_done", _P),
         ("query_row", _I64), ("query_head", _I64), ("key_row", _I64), ("key_head", _I64),
         ("value_row", _I64), ("value_head", _I64),
         ("num_sequences", _I32), ("q_heads", _I32), ("window", _I32), ("num_threads", _I32),
-        ("scaling", _F32), ("scratch_parts", _I32),
+        ("scaling", _F32),
     )  # fmt: skip
 
 
@@ -83,6 +83,7 @@ class Kernels:
                 getattr(library, f"anaphora_{name}").restype = None
         self.partition = int(self._library.anaphora_partition())
         self.max_rows = int(self._library.anaphora_max_rows())
+        self.max_cut_tasks = int(self._library.anaphora_max_cut_tasks())
         self.max_head_dim = int(self._library.anaphora_max_head_dim())
 
     def can_attend(self, cache: KVCache) -> bool:
@@ -181,7 +182,9 @@ class NativePool:
         width = max(kv.value_head_dim for kv in cache.layers) + 2
         # Fixed with the scratch that was sized for it: a later torch.set_num_threads must not outgrow it.
         self.num_threads = torch.get_num_threads()
-        self.scratch = torch.empty(4 * self.num_threads * parts * kernels.max_rows * width)
+        cut_tasks = kernels.max_cut_tasks * self.num_threads
+        self.scratch = torch.empty(cut_tasks * parts * kernels.max_rows * width)
+        self.parts_done = torch.empty(cut_tasks, dtype=torch.int32)
 
 
 def _record(cache: KVCache, layer: int) -> _LayerPool:
@@ -202,13 +205,12 @@ class NativeAttention:
         self._pool = pool
         self._batch = batch
         sequences = batch.sequences
-        longest = int((sequences["start"] + sequences["num_tokens"]).max())
         self._call = _AttentionCall(
             sequences=sequences.ctypes.data,
             scratch=pool.scratch.data_ptr(),
+            parts_done=pool.parts_done.data_ptr(),
             num_sequences=len(sequences),
             num_threads=pool.num_threads,
-            scratch_parts=-(-longest // pool.kernels.partition),
         )
         self._address = ctypes.addressof(self._call)
 

@@ -146,6 +146,39 @@ def test_a_row_is_the_same_bit_for_bit_alone_in_chunks_in_a_batch_and_on_any_thr
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("window", [None, 600])
+def test_tasks_cut_into_parts_give_the_same_bits_and_keep_to_their_scratch(
+    kernels: Kernels, threads: int, window: int | None
+) -> None:
+    """Steps of every mixture: prompts long and short beside streams long and short. 4096.5 stands past the scratch."""
+    totals = [2100, 1500, 1200, 40, 40, 40, 700]
+    case = Case(layout(6, 2, 16, window=window), [(0, total) for total in totals])
+    whole = [case.native(kernels, [(request, 0, total)]) for request, total in enumerate(totals)]
+    choose = np.random.default_rng(threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pool = NativePool(kernels, case.cache, max(totals))
+    finally:
+        torch.set_num_threads(before)
+    sizes = pool.scratch.numel(), pool.parts_done.numel()
+    pool.scratch = torch.full((2 * sizes[0],), 4096.5)
+    pool.parts_done = torch.full((2 * sizes[1],), -7, dtype=torch.int32)
+    for _ in range(25):
+        entries = []
+        for request in choose.permutation(len(totals))[: choose.integers(1, len(totals) + 1)].tolist():
+            count = min(int(choose.choice([1, 1, 5, 16, 40, 200])), totals[request])
+            entries.append((request, int(choose.integers(0, totals[request] - count + 1)), count))
+        entries.sort(key=lambda entry: entry[2] > 1)
+        batch, (q, k, v) = case.batch(entries)
+        got = NativeAttention(pool, batch).attend(0, q, k, v, case.layout.scaling, window)
+        assert torch.equal(got, torch.cat([whole[request][start : start + n] for request, start, n in entries]))
+    assert pool.scratch[sizes[0] :].eq(4096.5).all()
+    assert pool.parts_done[sizes[1] :].eq(-7).all()
+    assert pool.scratch[: sizes[0]].ne(4096.5).any(), "no task was cut"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_garbage_in_slots_nobody_wrote_never_shows(kernels: Kernels, dtype: torch.dtype) -> None:
     """A recycled block holds a stranger's numbers past the last token; NaN there is the worst of them."""
