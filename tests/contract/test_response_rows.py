@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 
 from tests.contract.conftest import RunningServer
-from tests.contract.test_response_events import check_events
+from tests.contract.test_response_event_rows import check_events
 
 TEXT = {"type": "input_text", "text": "hello"}
 TOOL = {"type": "function", "name": "f", "strict": True,
