@@ -92,8 +92,8 @@ class CacheControl:
         """Every path that this tenant has in the pool, the last used first; and their tokens, each counted once."""
 
         def look() -> tuple[list[Holding], int]:
-            roots = self._pool.roots_of(tenant.id)
-            return self._pool.holdings(roots, time.monotonic()), self._pool.num_tokens(roots)
+            roots = self._pool.census.roots_of(tenant.id)
+            return self._pool.census.holdings(roots, time.monotonic()), self._pool.census.num_tokens(roots)
 
         holdings, num_tokens = await self._between_steps(look)
         return sorted(holdings, key=lambda holding: holding.age_s), num_tokens
@@ -109,8 +109,8 @@ class CacheControl:
         """What this tenant has as at most so many runs: in the pool, the last used first, then on disk alone."""
 
         def look() -> Runs:
-            roots = self._pool.roots_of(tenant.id)
-            return self._pool.runs(roots, time.monotonic(), max_runs=max_runs, max_blocks=MAX_BLOCKS_PER_LOOK)
+            roots = self._pool.census.roots_of(tenant.id)
+            return self._pool.census.runs(roots, time.monotonic(), max_runs=max_runs, max_blocks=MAX_BLOCKS_PER_LOOK)
 
         runs, segments = await self._between_steps(look), []
         if self._disk is not None:
@@ -127,8 +127,8 @@ class CacheControl:
         """What a tenant has, each block counted once."""
 
         def look() -> tuple[int, int]:
-            roots = self._pool.roots_of(tenant.id)
-            return self._pool.num_tokens(roots), self._pool.num_pinned_tokens(roots)
+            roots = self._pool.census.roots_of(tenant.id)
+            return self._pool.census.num_tokens(roots), self._pool.census.num_pinned_tokens(roots)
 
         pool, pinned = await self._between_steps(look)
         num_blocks = 0 if self._disk is None else self._disk.num_blocks_of(self._unsalted(tenant))
@@ -183,7 +183,7 @@ class CacheControl:
         own = self._unsalted(tenant)
 
         def choose() -> _Doomed:
-            roots = {own, *self._pool.roots_of(tenant.id)}
+            roots = {own, *self._pool.census.roots_of(tenant.id)}
             return _Doomed([tenant.id], list(map(_Place, roots)), {own}, of_tenant=tenant)
 
         return await self._forget(choose)
@@ -193,19 +193,21 @@ class CacheControl:
         own = self._unsalted(tenant)
         block = self._pool.find(leaf_hash)
         path = self._pool.chain_to(block) if block is not None else None
-        if path is not None and path[0] in self._pool.roots_of(tenant.id):
+        if path is not None and path[0] in self._pool.census.roots_of(tenant.id):
             root, hashes = path
-            replies_roots = {own if self._pool.is_branch(root) else root}
+            replies_roots = {own if self._pool.census.is_branch(root) else root}
         elif self._disk is not None and (path := self._disk.chain_to(own, leaf_hash)) is not None:
             root, hashes = path
             replies_roots = {own, root}  # whether the root begins after shared content is not known here
         else:
             return None
-        num_needed = max(self._pool.num_needed(hashes), 0 if self._disk is None else self._disk.num_needed(hashes))
+        num_needed = max(
+            self._pool.census.num_needed(hashes), 0 if self._disk is None else self._disk.num_needed(hashes)
+        )
         if num_needed < len(hashes):
             place = _Place(root, hashes[num_needed])
             return _Doomed([place.key], [place], replies_roots)
-        num_tokens = self._pool.num_tail_tokens(leaf_hash)
+        num_tokens = self._pool.census.num_tail_tokens(leaf_hash)
         return _Doomed([tails_after(leaf_hash)], [], replies_roots, tails_of=leaf_hash) if num_tokens else None
 
     def _unsalted(self, tenant: Tenant) -> BlockHash:
@@ -242,7 +244,7 @@ class CacheControl:
         if doomed is None:
             return None
         number, now = self._pool.drops.begin(doomed.keys), time.monotonic()
-        hashes = {block_hash for place in doomed.places for block_hash in self._pool.hashes_from(*place)}
+        hashes = {block_hash for place in doomed.places for block_hash in self._pool.census.hashes_from(*place)}
         num_tokens = sum(self._pool.drop(*place, now) for place in doomed.places)
         if doomed.tails_of is not None:
             num_tokens += self._pool.drop_tails(doomed.tails_of, now)

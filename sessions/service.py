@@ -13,28 +13,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sessions.admission import Admission
+from sessions.assembly import new_replies, new_scheduler
 from sessions.cache_control import CacheControl
 from sessions.completing import encode_prompts
 from sessions.counted import counted
 from sessions.dialect import THINK_OPEN
 from sessions.documents import LocalDocuments
-from sessions.engine.block_pool import BlockPool
-from sessions.engine.drops import Drops
 from sessions.engine.loop import Engine, Runner, StepResult
 from sessions.engine.request import RestoredBlocks
-from sessions.engine.scheduler import Scheduler
 from sessions.errors import ContextLengthExceeded, Draining, EngineFailed, InvalidRequest
 from sessions.explainer import Explainer
 from sessions.generation import Choice, Echo, Generation
 from sessions.grammars import CompiledGrammar, Grammars
 from sessions.hashing import root_hash, shared_key, system_fingerprint, tenant_key
-from sessions.index import PrefixIndex
 from sessions.keeping import keeping_of
 from sessions.lower_tiers import CALL_TIMEOUT_S, LowerTiers
 from sessions.parts import ServiceParts
 from sessions.prompting import Prompted, Prompter, scope_of
-from sessions.replies import Replies
-from sessions.reply_edges import moves_replies, opens_thoughts
 from sessions.reports import Comparison, Explanation, KVLayout, PromptReport, Readiness, Stats, Usage
 from sessions.response_store import ResponseStore
 from sessions.sightings import Sightings
@@ -45,7 +40,6 @@ from sessions.tool_grammar import demands_grammar, reply_grammar
 from sessions.transcripts import Said
 from sessions.truncation import truncated
 from sessions.types import BlockHash, ChatRequest, CompletionRequest, RequestId, SamplingParams, TokenId
-from sessions.whole_replies import WholeReplies
 
 
 class ChatService:
@@ -67,12 +61,12 @@ class ChatService:
         self.grammars = Grammars(parts.tokenizer)
 
         shared_root = root_hash(parts.root_fields, shared_key(parts.secret)) if parts.shared_prompts else None
-        self.engine = Engine(_scheduler(parts, shared_root), runner, self._deliver)
+        self.engine = Engine(new_scheduler(parts, shared_root), runner, self._deliver)
         fleet = root_hash(parts.root_fields, tenant_key(parts.secret, "", None))
         self._lower = LowerTiers(parts, self.engine, fleet, shared_root)
         self.index = self._lower.index
         self._drops = self.engine.scheduler.pool.drops
-        self._replies = _replies(parts, self.index, self._drops)
+        self._replies = new_replies(parts, self.index, self._drops)
         self._prompter = Prompter(
             parts.tokenizer,
             self._replies,
@@ -340,33 +334,6 @@ class ChatService:
         self.grammars.close()
         await self._lower.close()
         await asyncio.to_thread(self.engine.stop, CALL_TIMEOUT_S)
-
-
-def _scheduler(parts: ServiceParts, shared_root: BlockHash | None) -> Scheduler:
-    config = parts.engine_config
-    pool = BlockPool(config.num_blocks, config.block_size, config.max_pinned_blocks, shared_root)
-    for tenant, num_blocks in parts.budgets.items():
-        pool.set_budget(tenant, num_blocks)
-    return Scheduler(config, pool)
-
-
-def _replies(parts: ServiceParts, index: PrefixIndex, drops: Drops) -> Replies:
-    tokenizer = parts.tokenizer
-    whole = WholeReplies(
-        tokenizer.template.dialect,
-        parts.keeps_reasoning,
-        lambda conversation: opens_thoughts(tokenizer.template, conversation.options),
-        lambda conversation: moves_replies(tokenizer.template, conversation.options),
-    )
-    return Replies(
-        tokenizer.decode,
-        tokenizer.control_ids,
-        index,
-        vocab_size=tokenizer.vocab_size,
-        drops=drops,
-        is_lenient=parts.splice_stripped,
-        whole=whole,
-    )
 
 
 def _seed(params: SamplingParams) -> int:

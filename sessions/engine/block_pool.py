@@ -1,7 +1,8 @@
 """Who holds which block of the KV pool, which is pinned, and which one is given up next.
 
-Owns block ids, reference counts, pins, budgets and the free queues; what blocks contain is in its `BlockTree`. Pure
-Python: no tensor, no lock, no clock (callers pass `now`, time.monotonic()); used from the engine thread only.
+Owns block ids, reference counts, pins, budgets and the free queues; what blocks contain is in its `BlockTree`, of which
+`census` tells. Pure Python: no tensor, no lock, no clock (callers pass `now`, time.monotonic()); used from the engine
+thread only.
 
 A block is `block_size` consecutive tokens' KV over all layers, and in one of these states:
 
@@ -21,13 +22,12 @@ from collections.abc import Iterable, Sequence
 
 from sessions.engine.block import Block, Path, num_idle
 from sessions.engine.block_tree import BlockTree, Match
+from sessions.engine.census import Census
 from sessions.engine.drops import Drops
-from sessions.engine.holdings import Holding, list_holdings
 from sessions.engine.idle_blocks import IdleBlocks
 from sessions.engine.losses import Loss, Losses, LossReason
 from sessions.engine.pins import Pins
 from sessions.engine.retention import CONTINUED, ONE_SHOT, raise_level, raise_reused
-from sessions.engine.runs import Runs, list_runs
 from sessions.hashing import HashChain
 from sessions.types import BlockHash, BlockId
 
@@ -55,6 +55,7 @@ class BlockPool:
         self.num_evicted_blocks = 0
         self.drops = Drops()
         self._tree = BlockTree(block_size, shared_root)
+        self.census = Census(self._tree)
         self._idle = IdleBlocks(self.blocks)
         self._pins = Pins(num_blocks // 2 if max_pinned_blocks is None else max_pinned_blocks)
         self._losses = Losses()
@@ -110,52 +111,10 @@ class BlockPool:
         """How a block that is not stored was lost; None if it never was stored, or too long ago."""
         return self._losses.get(block_hash)
 
-    def holdings(self, roots: Iterable[BlockHash], now: float) -> list[Holding]:
-        """Every path stored under these roots. O(blocks under them)."""
-        return [holding for root in roots for holding in list_holdings(root, self._tree.roots.get(root) or (), now)]
-
-    def runs(self, roots: Iterable[BlockHash], now: float, *, max_runs: int, max_blocks: int) -> Runs:
-        """What is stored under these roots as at most so many runs, the last used first. O(max_blocks)."""
-        tops = (self._tree.roots.get(root) or () for root in roots)
-        return list_runs(tops, now, max_runs=max_runs, max_blocks=max_blocks)
-
-    def num_tokens(self, roots: Iterable[BlockHash]) -> int:
-        """Tokens stored under these roots. O(blocks under them)."""
-        tops = (block for root in roots for block in self._tree.roots.get(root) or ())
-        return sum(len(block.token_ids) for block in self._tree.below(tops))
-
-    def num_pinned_tokens(self, roots: Iterable[BlockHash]) -> int:
-        """Of `num_tokens`, those that are pinned. O(blocks under these roots)."""
-        tops = (block for root in roots for block in self._tree.roots.get(root) or ())
-        return sum(len(block.token_ids) for block in self._tree.below(tops) if block.num_pins)
-
-    def num_needed(self, hashes: Sequence[BlockHash]) -> int:
-        """How many leading blocks of a path others need too: up to where the last of them leaves it, or goes on."""
-        return self._tree.num_needed(hashes)
-
-    def num_tail_tokens(self, parent_hash: BlockHash) -> int:
-        """Tokens in the partial blocks after this block."""
-        parent = self._tree.by_hash.get(parent_hash)
-        children = parent.children if parent is not None else None
-        return sum(len(child.token_ids) for child in children or () if not child.is_full)
-
-    def hashes_from(self, root: BlockHash, first: BlockHash | None) -> list[BlockHash]:
-        """Of the full blocks stored under `root`, or of `first` and what follows it."""
-        below = self._tree.below(self._tree.tops(root, first))
-        return [block.block_hash for block in below if block.block_hash is not None]
-
     def was_dropped(self, hashes: Iterable[BlockHash], now: float) -> None:
         """These went from a lower tier, and this is how `loss` shall tell of them. Mutates."""
         for block_hash in hashes:
             self._losses.record(block_hash, "dropped", now, 0.0)
-
-    def is_branch(self, root: BlockHash) -> bool:
-        """Does what is stored under `root` begin after a shared block?"""
-        return any(block.parent is not None for block in self._tree.roots.get(root) or ())
-
-    def roots_of(self, owner: str) -> list[BlockHash]:
-        """Roots under which this owner has something. O(roots): what is under one root has one owner."""
-        return [root for root, first_blocks in self._tree.roots.items() if next(iter(first_blocks)).owner == owner]
 
     # -- holding --
 
@@ -256,9 +215,7 @@ class BlockPool:
 
     def drop_tails(self, parent_hash: BlockHash, now: float) -> int:
         """Forget the partial blocks after this block. Mutates. Returns tokens."""
-        parent = self._tree.by_hash.get(parent_hash)
-        children = parent.children if parent is not None else None
-        return self._drop([child for child in children or () if not child.is_full], now)
+        return self._drop(self._tree.tails_after(parent_hash), now)
 
     def _drop(self, doomed: Sequence[Block], now: float) -> int:
         for block in doomed:

@@ -137,6 +137,12 @@ class BlockTree:
             found.extend(block.children or ())
         return found
 
+    def tails_after(self, parent_hash: BlockHash) -> list[Block]:
+        """The partial blocks after the full one of this hash."""
+        parent = self.by_hash.get(parent_hash)
+        children = parent.children if parent is not None else None
+        return [child for child in children or () if not child.is_full]
+
     def leaves(self) -> list[Block]:
         """Full blocks that no full block continues."""
         return [block for block in self.by_hash.values() if not any(child.is_full for child in block.children or ())]

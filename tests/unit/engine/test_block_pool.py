@@ -117,7 +117,7 @@ def test_holdings_are_the_paths_with_what_they_share() -> None:
     serve(pool, [*range(8), 90, 91, 92, 93], now=20)
     serve(pool, [*range(12), 50, 51, 60], now=30)
     assert pool.pin(ROOT, hashes_of(pool, [*range(8), 90, 91, 92, 93])) == 3
-    first, second = sorted(pool.holdings([ROOT, OTHER_ROOT], 100.0), key=lambda holding: holding.num_tokens)
+    first, second = sorted(pool.census.holdings([ROOT, OTHER_ROOT], 100.0), key=lambda holding: holding.num_tokens)
     assert first == Holding(
         root=ROOT,
         leaf_hash=hashes_of(pool, [*range(8), 90, 91, 92, 93])[-1],
@@ -138,16 +138,16 @@ def test_hits_of_a_lost_tail_count_for_what_is_left() -> None:
     pool = BlockPool(4, 4)
     for now, end in enumerate((8, 12, 14)):
         serve(pool, list(range(end)), now=now)
-    assert [holding.num_hits for holding in pool.holdings([ROOT], 5.0)] == [2]
+    assert [holding.num_hits for holding in pool.census.holdings([ROOT], 5.0)] == [2]
     pool.allocate(2, 5.0)
-    assert [(holding.num_tokens, holding.num_hits) for holding in pool.holdings([ROOT], 5.0)] == [(8, 2)]
+    assert [(holding.num_tokens, holding.num_hits) for holding in pool.census.holdings([ROOT], 5.0)] == [(8, 2)]
     pool.check_integrity()
 
 
 def test_a_held_path_is_not_growing_old() -> None:
     pool = BlockPool(4, 4)
     store(pool, [1, 2, 3])
-    (holding,) = pool.holdings([ROOT], 900.0)
+    (holding,) = pool.census.holdings([ROOT], 900.0)
     assert (holding.age_s, holding.ttl_s, holding.leaf_hash) == (0.0, 600.0, None)
 
 
@@ -155,6 +155,10 @@ def test_roots_by_owner() -> None:
     pool = BlockPool(8, 4)
     serve(pool, [1, 2, 3, 4, 5], now=0, owner="ada")
     serve(pool, [1, 2], OTHER_ROOT, now=0, owner="bob")
-    assert (pool.roots_of("ada"), pool.roots_of("bob"), pool.roots_of("eve")) == ([ROOT], [OTHER_ROOT], [])
+    assert (pool.census.roots_of("ada"), pool.census.roots_of("bob"), pool.census.roots_of("eve")) == (
+        [ROOT],
+        [OTHER_ROOT],
+        [],
+    )
     pool.drop(ROOT, None, 0.0)
-    assert pool.roots_of("ada") == []
+    assert pool.census.roots_of("ada") == []

@@ -99,7 +99,7 @@ class Life(RuleBasedStateMachine):
         self.pool.check_integrity()
         held = [block for path in self.held for block in path]
         assert all(block.ref_count == held.count(block) for block in self.pool.blocks)
-        listed = self.pool.holdings([BlockHash(name * 16) for name in (b"a", b"b", b"c")], self.now)
+        listed = self.pool.census.holdings([BlockHash(name * 16) for name in (b"a", b"b", b"c")], self.now)
         leaves = [block for block in self.pool.blocks if block.is_registered and not block.children]
         assert len(listed) == len(leaves)
 

@@ -9,7 +9,7 @@ HEAD = list(range(8))
 
 
 def looked(pool: BlockPool, *, now: float = 100.0, max_runs: int = 50, max_blocks: int = 1000) -> Runs:
-    return pool.runs([ROOT], now, max_runs=max_runs, max_blocks=max_blocks)
+    return pool.census.runs([ROOT], now, max_runs=max_runs, max_blocks=max_blocks)
 
 
 def branching() -> BlockPool:
@@ -89,4 +89,4 @@ def test_a_wide_root_is_left_out_beyond_the_bound_and_counted() -> None:
 
 def test_another_root_s_blocks_are_not_seen() -> None:
     pool = branching()
-    assert pool.runs([BlockHash(b"o" * 16)], 1.0, max_runs=9, max_blocks=9) == ([], 0)
+    assert pool.census.runs([BlockHash(b"o" * 16)], 1.0, max_runs=9, max_blocks=9) == ([], 0)

@@ -178,7 +178,7 @@ def test_holdings_say_how_much_of_a_path_was_declared() -> None:
     one.add([*DECLARED, 20, 21, 22, 23], root=b"b", owner="bob", max_tokens=1)
     one.run()
     pool = one.scheduler.pool
-    assert pool.roots_of("alice") == [alice.root]
-    (holding,) = pool.holdings([alice.root], 1.0)
+    assert pool.census.roots_of("alice") == [alice.root]
+    (holding,) = pool.census.holdings([alice.root], 1.0)
     assert (holding.num_tokens, holding.num_declared_tokens, holding.num_shared_tokens) == (14, 8, 8)
-    assert pool.num_tokens([alice.root]) == 6
+    assert pool.census.num_tokens([alice.root]) == 6

@@ -24,7 +24,7 @@ def pool_with(*prompts: list[int]) -> BlockPool:
 
 
 def pictured(pool: BlockPool, *segments: RecentSegment, max_runs: int = 20) -> Picture:
-    runs: Runs = pool.runs([ROOT], 10.0, max_runs=max_runs, max_blocks=1000)
+    runs: Runs = pool.census.runs([ROOT], 10.0, max_runs=max_runs, max_blocks=1000)
     return picture_of(runs, segments, lambda h: pool.find(h) is not None, block_size=SIZE, max_runs=max_runs)
 
 
