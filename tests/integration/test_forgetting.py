@@ -135,6 +135,7 @@ async def test_what_is_dropped_while_redis_is_away_is_deleted_when_it_is_back(va
         await one.cache.drop_all(Tenant("alice"))
         valkey.thaw()
         await eventually(lambda: records(valkey) == 0)
+        assert one.index.state == "redis", "it was deleted by this process, once Redis was back"
 
 
 async def test_a_set_of_records_is_forgotten_a_few_at_a_time_and_ends_with_them(valkey: ValkeyServer) -> None:
@@ -187,6 +188,7 @@ async def test_a_process_that_ends_while_redis_is_away_leaves_it_to_the_next(
     async with service(index=index):
         await eventually(lambda: records(valkey) == 1)
         await eventually(lambda: not list((tmp_path / "forgetting").iterdir()))
+        assert records(valkey) == 1, "bob's stays"
 
 
 def test_what_waits_to_be_forgotten_is_bounded_and_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

