@@ -16,12 +16,13 @@ from sessions.engine.block_table import BlockTable
 from sessions.engine.config import EngineConfig
 from sessions.engine.request import TokenScore
 from sessions.engine.schedule import Computed, Schedule, Scheduled
+from sessions.generation import Generation
 from sessions.hashing import RootFields
 from sessions.parts import IndexOptions, ServiceParts
 from sessions.service import ChatService
 from sessions.tiers import DiskOptions
 from sessions.tokenizer import Tokenizer
-from sessions.types import SharedPrompt
+from sessions.types import ChatRequest, SharedPrompt
 
 ROOT_FIELDS = RootFields(16, "fake", "fake", "none", "float32", "float32", "fake", "fake", "fake")
 
@@ -185,3 +186,14 @@ async def open_fake_service(
     service = ChatService(parts, runner)
     service.open()
     return service
+
+
+async def text_of(generation: Generation) -> str:
+    """All that it says; then it is closed."""
+    text = "".join([delta.text async for delta in generation])
+    generation.close()
+    return text
+
+
+async def say(service: ChatService, request: ChatRequest) -> str:
+    return await text_of(await service.start(request))

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from sessions.generation import Generation
 from sessions.service import ChatService
 from sessions.types import ChatRequest, Message, SamplingParams, SharedPrompt, Tenant
-from tests.fakes import open_fake_service
+from tests.fakes import open_fake_service, say, text_of
 from tests.integration.index.index_servers import eventually
 
 SIZE = 16
@@ -38,16 +37,6 @@ def asked(*said: str, tenant: Tenant = ALICE, system: str = RULES, salt: str | N
     turns = [Message("assistant" if at % 2 else "user", content) for at, content in enumerate(said)]
     params = SamplingParams(temperature=0, max_tokens=4)
     return ChatRequest((Message("system", system), *turns), params, tenant=tenant, cache_salt=salt)
-
-
-async def said(generation: Generation) -> str:
-    text = "".join([delta.text async for delta in generation])
-    generation.close()
-    return text
-
-
-async def say(service: ChatService, request: ChatRequest) -> str:
-    return await said(await service.start(request))
 
 
 async def found(service: ChatService, request: ChatRequest) -> int:
@@ -149,7 +138,7 @@ async def test_a_request_under_way_brings_nothing_back(what: str, tmp_path: Path
         await eventually(lambda: one.engine._inbox.qsize() == 2)  # the request, and then the drop
         hold.set()
         assert await drop > 0
-        assert await said(generation) == undisturbed, "its stream goes on"
+        assert await text_of(generation) == undisturbed, "its stream goes on"
         dropped_from = (await one.count(asked()) - 1) // SIZE * SIZE
         limit = dropped_from if what == "the messages" else 0
         assert await found(one, ONE) < await whole(one, ONE) if limit else await found(one, ONE) == 0

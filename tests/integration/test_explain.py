@@ -17,7 +17,7 @@ from sessions.reports import Explanation
 from sessions.service import ChatService
 from sessions.tokenizer import Tokenizer
 from sessions.types import ChatRequest, Message, SamplingParams, SharedPrompt, Tenant, Tool
-from tests.fakes import ROOT_FIELDS, byte_tokenizer, open_fake_service
+from tests.fakes import ROOT_FIELDS, byte_tokenizer, open_fake_service, say
 from tests.integration.index.index_servers import ValkeyServer, eventually
 
 SYSTEM = "You are the assistant of a library. Today is Tuesday. " + "Books are lent for four weeks. " * 8
@@ -38,13 +38,6 @@ def request(*contents: str, system: str = SYSTEM, **more: Any) -> ChatRequest:
     roles = ("user", "assistant")
     turns = [Message(roles[at % 2], content) for at, content in enumerate(contents)]  # type: ignore[arg-type]
     return ChatRequest(messages=(Message("system", system), *turns), params=GREEDY, **more)
-
-
-async def say(service: ChatService, asked: ChatRequest) -> str:
-    generation = await service.start(asked)
-    pieces = [delta.text async for delta in generation]
-    generation.close()
-    return "".join(pieces)
 
 
 async def cached(service: ChatService, asked: ChatRequest) -> int:

@@ -14,7 +14,7 @@ from sessions.parts import IndexOptions
 from sessions.service import ChatService
 from sessions.trie import FORGET_AT_ONCE, Namespace, PrefixTrie, namespace_of
 from sessions.types import ChatRequest, Message, SamplingParams, Tenant
-from tests.fakes import open_fake_service
+from tests.fakes import open_fake_service, say
 from tests.integration.index.index_servers import ValkeyServer, eventually
 
 QUESTION = "What is it, and why, and who was it that told you so long ago?"
@@ -44,13 +44,6 @@ def asked(tenant: str, salt: str | None = None, *said: str) -> ChatRequest:
     return ChatRequest(
         tuple(messages), SamplingParams(temperature=0, max_tokens=6), tenant=Tenant(tenant), cache_salt=salt
     )
-
-
-async def say(service: ChatService, request: ChatRequest) -> str:
-    generation = await service.start(request)
-    text = "".join([delta.text async for delta in generation])
-    generation.close()
-    return text
 
 
 def records(server: ValkeyServer) -> int:

@@ -20,7 +20,7 @@ from sessions.types import (
     SharedPrompt,
     Tenant,
 )
-from tests.fakes import FakeRunner, open_fake_service
+from tests.fakes import FakeRunner, open_fake_service, text_of
 
 SECRET = "The password of the vault is swordfish. " * 8
 UNKNOWN = "The passport of the rault is swordfist. " * 8
@@ -60,8 +60,7 @@ async def work(service: ChatService, asked: ChatRequest) -> tuple[Work, str]:
     encoder = service._parts.tokenizer._encoder
     before = runner.num_computed_tokens, service.engine.num_steps, len(encoder._cache), service.stats().index_lookups
     generation = await service.start(asked)
-    text = "".join([delta.text async for delta in generation])
-    generation.close()
+    text = await text_of(generation)
     after = runner.num_computed_tokens, service.engine.num_steps, len(encoder._cache), service.stats().index_lookups
     computed, steps, encoded, lookups = (now - then for now, then in zip(after, before, strict=True))
     cached, spliced = generation.usage().cached_tokens, generation.report.num_spliced

@@ -13,6 +13,7 @@ import pytest_asyncio
 from sessions.service import ChatService
 from sessions.startup import ServiceOptions, open_service
 from sessions.types import Breakpoint, CacheOptions, ChatRequest, Message, Part, SamplingParams, SharedPrompt, Tenant
+from tests.fakes import text_of
 from tests.oracle import NUM_NEW, ColdOracle, cache_dir
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -55,8 +56,7 @@ class Answered:
 async def ask(service: ChatService, request: ChatRequest) -> Answered:
     prompted = await service._prompter.prompt(request)
     generation = await service.start(request)
-    text = "".join([delta.text async for delta in generation])
-    generation.close()
+    text = await text_of(generation)
     (choice,) = generation._choices.values()
     cached = generation.usage().cached_tokens
     return Answered(list(prompted.token_ids), list(choice.said.ids), text, cached, generation.report.num_spliced)
