@@ -90,6 +90,27 @@ async def test_a_drop_on_disk_takes_its_own_blocks_of_a_file_and_what_follows_th
         assert await after.cache.disk_holdings(ALICE) == []
 
 
+async def test_an_entry_that_owns_nothing_but_its_partial_tail_can_be_dropped() -> None:
+    """What was warmed ends two tokens after its text: the two paths part in the middle of a block."""
+    question = ONE.messages[-1].content
+    async with service() as calm:
+        num_tokens = (await calm.warm(asked(question))).prompt_tokens
+    question += "!" * ((SIZE // 2 - num_tokens) % SIZE)
+    async with service() as one:
+        longer = asked(question + " And when was it built, and by whom, and what became of it?")
+        await one.warm(asked(question))
+        await one.warm(longer)
+        holdings, _ = await one.cache.holdings(ALICE)
+        short, long = sorted(holdings, key=lambda holding: holding.num_tokens)
+        assert short.leaf_hash is not None
+        before = await found(one, longer)
+        dropped = await one.cache.drop_path(ALICE, short.leaf_hash)
+        left, _ = await one.cache.holdings(ALICE)
+        assert dropped == SIZE // 2, "its partial block"
+        assert [holding.leaf_hash for holding in left] == [long.leaf_hash]
+        assert await found(one, longer) == before
+
+
 # -- declared content --
 
 

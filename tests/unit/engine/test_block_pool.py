@@ -155,10 +155,19 @@ def test_roots_by_owner() -> None:
     pool = BlockPool(8, 4)
     serve(pool, [1, 2, 3, 4, 5], now=0, owner="ada")
     serve(pool, [1, 2], OTHER_ROOT, now=0, owner="bob")
-    assert (pool.census.roots_of("ada"), pool.census.roots_of("bob"), pool.census.roots_of("eve")) == (
-        [ROOT],
-        [OTHER_ROOT],
-        [],
-    )
+    assert [pool.census.roots_of(owner) for owner in ("ada", "bob", "eve")] == [[ROOT], [OTHER_ROOT], []]
     pool.drop(ROOT, None, 0.0)
     assert pool.census.roots_of("ada") == []
+
+
+def test_the_tails_after_a_block_go_without_what_is_full() -> None:
+    pool = BlockPool(8, 4)
+    serve(pool, list(range(8)), now=0)
+    serve(pool, [*range(4), 50, 51], now=0)
+    serve(pool, [*range(4), 60], now=0)
+    (head,) = hashes_of(pool, list(range(4)))
+    assert pool.census.num_tail_tokens(head) == 3
+    assert pool.drop_tails(head, 0.0) == 3
+    assert (matched(pool, list(range(8))), matched(pool, [*range(4), 50, 51])) == (8, 4)
+    assert pool.drop_tails(head, 0.0) == pool.census.num_tail_tokens(head) == 0
+    pool.check_integrity()
