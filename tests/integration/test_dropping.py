@@ -147,8 +147,14 @@ async def test_a_request_under_way_brings_nothing_back(what: str, tmp_path: Path
         await say(one, ONE)
         (holding,), _ = await one.cache.holdings(ALICE)
         assert holding.leaf_hash is not None
-        hold = threading.Event()
-        one.engine.call(lambda: hold.wait(10))
+        stands_still, hold = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            stands_still.set()
+            hold.wait(10)
+
+        one.engine.call(stand_still)
+        await eventually(stands_still.is_set)
         generation = await one.start(LONG)
         dropping = {
             "everything": lambda: one.cache.drop_all(ALICE),
