@@ -180,7 +180,7 @@ class Explainer:
             offset=offset,
             before=text[max(0, at - SNIPPET_CHARS) : at],
             now=text[at : at + SNIPPET_CHARS],
-            then=self._tokenizer.decode(then)[:SNIPPET_CHARS],
+            then=self._tokenizer.written(then)[:SNIPPET_CHARS],
             is_last_message=param == f"messages[{prompted.opening.conversation.sources[-1]}].content",
         )
 

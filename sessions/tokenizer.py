@@ -226,6 +226,10 @@ class Tokenizer:
                 start = at + 1
         return "".join([*pieces, self._backend.decode(ids[start:], skip_special_tokens=True)])
 
+    def written(self, ids: Sequence[int]) -> str:
+        """The text of `ids` as a prompt's is written, special tokens by their names. For people."""
+        return self._backend.decode(ids, skip_special_tokens=False)
+
 
 class _Piece(NamedTuple):
     """`text`, which stands at `start` of a prompt's; its ids, if they are known."""

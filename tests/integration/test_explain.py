@@ -93,6 +93,15 @@ async def test_one_character_anywhere(offset: int) -> None:
         assert where is not None and (where.param, where.offset) == ("messages[0].content", offset)
 
 
+async def test_both_sides_are_shown_as_they_are_written_control_tokens_too() -> None:
+    """Or an excerpt that runs past the end of a message would look like another text."""
+    async with service() as one:
+        await say(one, request("Where is the atlas?"))
+        where = (await explained(one, request("Where is the globe?"))).divergence
+        assert where is not None
+        assert where.then.removeprefix("atlas?")[:10] == where.now.removeprefix("globe?")[:10] == "<|im_end|>"
+
+
 async def test_a_date_before_everything() -> None:
     async with service(tokenizer=tiny_template()) as one:
         await say(one, request("One?", system="1923. " + SYSTEM))
