@@ -166,7 +166,9 @@ def load_checked_model(options: ServiceOptions, folder: ModelFolder) -> "LoadedM
 
 
 def open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
-    """Raises ModelRefused for a pool that does not fit."""
+    """Raises ModelRefused for a pool that does not fit, or that the system does not give."""
+    from torch import OutOfMemoryError
+
     from sessions.engine.kv_cache import KVCache, bytes_per_token, free_bytes, num_blocks_for
 
     num_blocks = num_blocks_for(
@@ -182,7 +184,12 @@ def open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
     log.info(
         "KV pool ready", tokens=num_blocks * options.block_size, blocks=num_blocks, kib_per_token=token_bytes / 1024
     )
-    return KVCache(loaded.layers, num_blocks, options.block_size, loaded.kv_dtype, loaded.device)
+    try:
+        return KVCache(loaded.layers, num_blocks, options.block_size, loaded.kv_dtype, loaded.device)
+    except (MemoryError, OutOfMemoryError):  # a limit that `free_bytes` does not see: ulimit -v, no overcommitment
+        raise ModelRefused(
+            f"a KV pool of {pool_bytes / 2**30:.1f} GiB cannot be had: the system refuses this process the memory"
+        ) from None
 
 
 def _index_options(options: ServiceOptions) -> IndexOptions:

@@ -1,7 +1,9 @@
 """Device, kernels and memory: what a machine lacks, taken from it for real where that can be done."""
 
+import resource
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -63,6 +65,18 @@ def test_a_pool_that_fits_and_one_that_does_not(tmp_path: Path, loaded: LoadedMo
     assert fits.verdict == "fine" and fits.figure.startswith("KV pool of 100,000 tokens")
     huge = memory(options(tmp_path, pool_size="900TiB"), loaded, tmp_path)
     assert huge.verdict == "failure" and "does not fit" in huge.figure and "--pool-size" in huge.advice
+
+
+def test_a_pool_that_the_system_refuses_is_said_in_words(tmp_path: Path, loaded: LoadedModel) -> None:
+    """As under `ulimit -v`: memory is free, and may not be had."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (64 << 20), before[1]))
+    try:
+        found = memory(options(tmp_path, pool_size="1GiB"), loaded, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert found.verdict == "failure" and found.figure.startswith("a KV pool of 1.0 GiB cannot be had")
+    assert found.advice == "choose a smaller --pool-size."
 
 
 def test_a_pool_for_less_than_the_longest_request(tmp_path: Path, loaded: LoadedModel) -> None:
