@@ -1,7 +1,8 @@
 """The loop of `anaphora chat`: lines in, replies and commands out.
 
 Replies go to standard output, all else to standard error, so that `anaphora chat < questions > replies` leaves nothing
-but replies. A line that begins with a slash is a command; `\"\"\"` begins a text of several lines and ends it.
+but replies. A line that begins with a slash is a command; `\"\"\"` begins a text of several lines and ends it, which is
+never a command.
 """
 
 import contextlib
@@ -42,6 +43,7 @@ class Chat:
         self._branches = branches
         self._options = options
         self._is_interactive = sys.stdin.isatty()
+        self._is_amid = False
         self._out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
         self._notes = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
         self._commands: dict[str, Callable[[str], None]] = {
@@ -61,43 +63,45 @@ class Chat:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  # gives `input` its editing and history
             self._note(f"{self._options['model']}; /help lists the commands.")
-        while (line := self._read()) is not None and line.strip() != "/quit":
+        while (read := self._read()) is not None and read != ("/quit", False):
             try:
-                self._take(line.strip())
+                self._take(*read)
             except click.ClickException as error:
                 if not self._is_interactive:
                     raise
                 self._notes.print(error.message, style="red")
 
-    def _read(self) -> str | None:
-        """The next line, or text of several; None at the end of input."""
+    def _read(self) -> tuple[str, bool] | None:
+        """The next line, or text of several; was it between quotes? None at the end of input."""
         try:
             line = self._input(f"{self._branches.num_turns + 1}> ")
             if not line.startswith(QUOTES):
-                return line
+                return line.strip(), False
             lines = [line.removeprefix(QUOTES)]
             while not lines[-1].rstrip().endswith(QUOTES):
                 lines.append(self._input(". "))
-            return "\n".join(lines).rstrip().removesuffix(QUOTES)
+            return "\n".join(lines).rstrip().removesuffix(QUOTES).strip(), True
         except EOFError:
+            if self._is_interactive:
+                self._note("")  # or the shell's prompt would stand behind ours
             return None
         except KeyboardInterrupt:
             self._note("", "Ctrl-D or /quit ends it.")
-            return ""
+            return "", False
 
     def _input(self, prompt: str) -> str:
         return input(prompt if self._is_interactive else "")
 
-    def _take(self, line: str) -> None:
+    def _take(self, line: str, is_quoted: bool) -> None:
         """One line: a command, or something to say. Nothing stays of a question that got no answer."""
         name, _, rest = line.partition(" ")
-        if name in self._commands:
+        if name in self._commands and not is_quoted:
             try:
                 self._commands[name](rest.strip())
             except ValueError as error:
                 raise click.ClickException(str(error)) from None
-        elif line.startswith("/"):
-            raise click.ClickException(f"There is no command {name}; /help lists them.")
+        elif line.startswith("/") and not is_quoted:
+            raise click.ClickException(f'There is no command {name}; /help lists them, """ before and after says it.')
         elif line:
             self._branches.messages.append({"role": "user", "content": line})
             self._answer(self._branches.messages.pop)
@@ -105,11 +109,14 @@ class Chat:
     def _answer(self, undo: Callable[[], object]) -> None:
         """Have the last question answered. undo: what to do where the server gives no answer."""
         body = self._options | {"messages": list(self._branches.messages)}
+        self._is_amid = False
         try:
             with in_one_sentence(self._client):
                 reply = talk(self._client, body, self._show)
         except click.ClickException:
             undo()
+            if self._is_amid:
+                self._out.print()
             raise
         if reply.was_stopped and not reply.text:
             undo()
@@ -119,6 +126,7 @@ class Chat:
         self._notes.print(reply.figures(), style="dim")
 
     def _show(self, piece: str, is_thought: bool) -> None:
+        self._is_amid = True
         if is_thought:
             self._notes.print(piece, end="", style="dim italic")
         else:

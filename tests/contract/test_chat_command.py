@@ -96,10 +96,18 @@ def test_text_of_several_lines_is_one_question(server: RunningServer, tmp_path: 
     assert json.loads(file.read_text())["messages"][0]["content"] == "Two\nlines"
 
 
+@pytest.mark.parametrize("text", ["/etc/hosts is what?", "/quit", "/fork"])
+def test_what_begins_with_a_slash_is_said_between_quotes(server: RunningServer, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "saved.json"
+    result = chat(server.origin, f'"""{text}"""\n/save {file}\n')
+    assert result.exit_code == 0, result.output
+    assert json.loads(file.read_text())["messages"][0]["content"] == text
+
+
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ("/nothing\n", "There is no command /nothing; /help lists them."),
+        ("/nothing\n", "There is no command /nothing; /help lists them"),
         ("/fork 3\n", "There is no turn 3; this branch has 0."),
         ("/edit x\n", "A number is wanted: /edit N TEXT."),
         ("/edit 1\n", "Say what to ask in its place"),
@@ -162,6 +170,9 @@ class Foreign(BaseHTTPRequestHandler):
         if "wait" in asked["messages"][-1]["content"]:
             self.go_on.wait(DEADLINE_S)
             return
+        if "break" in asked["messages"][-1]["content"]:
+            self._event(error={"message": "Broken."})
+            return
         self._event(choices=[], usage={"prompt_tokens": 1204, "completion_tokens": 2, "total_tokens": 1206})
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -201,6 +212,11 @@ def test_a_server_that_says_less(foreign: str) -> None:
     assert result.exit_code == 0 and result.stdout == "One two\n"
     assert result.stderr.splitlines()[0].startswith("1,204 prompt · cached: not said · TTFT ")
     assert "This server does not explain its cache: it has no /v1/cache/explain." in result.stderr
+
+
+def test_a_reply_that_breaks_off_ends_its_line(foreign: str) -> None:
+    result = chat(foreign, "please break\n")
+    assert result.exit_code == 1 and result.stdout == "One two\n" and "Error: Broken." in result.stderr
 
 
 IN_A_SESSION_OF_ITS_OWN = (
@@ -252,8 +268,11 @@ def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(foreign: str, tmp_path: Pa
         terminal.expect("Ctrl-D or /quit ends it.")
         terminal.type(f"/save {file}\n")
         terminal.expect("saved 2 messages")
+        terminal.expect("2> ")
+        terminal.seen = ""
         terminal.type("\x04")
         assert terminal.process.wait(DEADLINE_S) == 0
+        eventually(lambda: terminal.seen.endswith("\n"), "the shell's prompt has a line of its own")
     assert [message["content"] for message in json.loads(file.read_text())["messages"]] == ["please wait", "One two"]
 
 
