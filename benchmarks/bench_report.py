@@ -1,7 +1,8 @@
 """The report of a run: one HTML file that holds its pictures and loads nothing. Pure, but for reading the PNG files."""
 
 import base64
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +11,9 @@ from benchmarks.machine import is_quiet
 from benchmarks.studies import STUDIES
 from benchmarks.study import Part, Study, Table
 
-LONG_CELL: Final = 48
+LONG_CELL: Final = 40
+"""Characters; figures with their quartiles are shorter. A column with a longer cell is one of sentences."""
+CODE: Final = re.compile(r"`([^`]+)`")
 STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --soft: #5c5c5c; --paper: #fff; --line: #d9d9d9; --band: #f4f6f8; }
 @media (prefers-color-scheme: dark) {
@@ -30,7 +33,7 @@ table { border-collapse: collapse; font-size: .88rem; margin: .8rem 0; font-vari
 th, td { padding: .28rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; }
-td.long { white-space: normal; min-width: 18rem; text-align: left; }
+th.text, td.text { white-space: pre-wrap; text-align: left; overflow-wrap: anywhere; min-width: 11rem; }
 th { font-weight: 600; background: var(--band); }
 th:first-child, td:first-child { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .88rem; margin: .8rem 0; }
@@ -38,6 +41,11 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 nav a { margin-right: .9rem; white-space: nowrap; } a { color: #0072b2; }
 @media (prefers-color-scheme: dark) { a { color: #56b4e9; } }
+code { font-size: .9em; }
+@media (max-width: 40rem) {
+  body { padding: 1.2rem .9rem 3rem; } th, td { padding: .28rem .4rem; }
+  td:first-child { white-space: normal; min-width: 8rem; }
+}
 @media print { h2 { break-after: avoid; } figure, table { break-inside: avoid; } nav { display: none; } }
 """
 
@@ -106,12 +114,12 @@ def _study(study: Study, outcome: Mapping[str, Any], pictures: Mapping[str, Path
     if "failed" in outcome:
         return head + f'<p class="warning">Failed: {escape(outcome["failed"])}</p>\n'
     parts = "".join(_part(part, pictures) for part in study.present(outcome["results"]))
-    return f'{head}{parts}<p class="reads">{escape(study.reads)} ({outcome["seconds"]:.0f} s)</p>\n'
+    return f'{head}{parts}<p class="reads">{_prose(study.reads)} ({outcome["seconds"]:.0f} s)</p>\n'
 
 
 def _part(part: Part, pictures: Mapping[str, Path]) -> str:
     if isinstance(part, str):
-        return f"<p>{escape(part)}</p>\n"
+        return f"<p>{_prose(part)}</p>\n"
     if isinstance(part, Table):
         return _table(part)
     data = base64.b64encode(pictures[part.name].read_bytes()).decode()
@@ -121,13 +129,22 @@ def _part(part: Part, pictures: Mapping[str, Path]) -> str:
     )
 
 
+def _prose(text: str) -> str:
+    """Escaped; what stands between backticks is code."""
+    return CODE.sub(r"<code>\1</code>", escape(text))
+
+
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(header)}</th>" for header in table.headers)
-    rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n'
+    """Figures stand to the right and in one line; sentences, and what is of the same column, to the left."""
+    kinds = ["text" if max(map(len, column)) > LONG_CELL else "" for column in zip(*table.rows, strict=True)]
+    head = _row("th", table.headers, kinds or [""] * len(table.headers))
+    rows = "".join(_row("td", row, kinds) for row in table.rows)
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>\n'
 
 
-def _cell(text: str) -> str:
-    """A sentence may break into lines, a figure may not."""
-    kind = ' class="long"' if len(text) > LONG_CELL else ""
-    return f"<td{kind}>{escape(text)}</td>"
+def _row(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:
+    made = (
+        f'<{tag} class="{kind}">{escape(cell)}</{tag}>' if kind else f"<{tag}>{escape(cell)}</{tag}>"
+        for cell, kind in zip(cells, kinds, strict=True)
+    )
+    return f"<tr>{''.join(made)}</tr>"

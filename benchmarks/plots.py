@@ -30,6 +30,8 @@ HATCH: Final = "///"
 
 WIDTH: Final = 9.0
 DPI: Final = 100
+LEGEND_ROOM: Final = 24
+"""Points between a title and its axes."""
 
 
 def save(draw: Callable[[Figure], None], path: Path, height: float) -> None:
@@ -37,6 +39,9 @@ def save(draw: Callable[[Figure], None], path: Path, height: float) -> None:
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure)
+    if any(axes.get_legend() is not None for axes in figure.axes):
+        for axes in figure.axes:  # titles of one row at one height, with or without a legend below
+            _title(axes, axes.get_title(loc="left"), LEGEND_ROOM)
     for axes in figure.axes:
         if axes.get_yscale() == "linear" and not axes.yaxis_inverted():
             axes.set_ylim(bottom=0)
@@ -45,7 +50,7 @@ def save(draw: Callable[[Figure], None], path: Path, height: float) -> None:
 
 def tidy(axes: Axes, title: str, x: str, y: str) -> Axes:
     """Titles and a light grid. Before anything is drawn."""
-    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    _title(axes, title)
     axes.set_xlabel(x, fontsize=10)
     axes.set_ylabel(y, fontsize=10)
     axes.tick_params(labelsize=9)
@@ -125,8 +130,7 @@ def shares(axes: Axes, names: Sequence[str], cached: Sequence[float], computed: 
 
 
 def legend(axes: Axes, columns: int = 4) -> None:
-    """Between the title and the plot, where it covers nothing."""
-    axes.set_title(axes.get_title(loc="left"), fontsize=11, color=INK, loc="left", pad=24)
+    """Between the title and the plot, where it covers nothing; `save` makes the room."""
     axes.legend(
         fontsize=8.5,
         frameon=False,
@@ -146,6 +150,10 @@ def percent(part: float, whole: float) -> str:
         return ""
     rounded = round(100 * part / whole)
     return f"{min(rounded, 99) if part < whole else rounded}%" if rounded or not part else "<1%"
+
+
+def _title(axes: Axes, text: str, pad: float | None = None) -> None:
+    axes.set_title(text, fontsize=11, color=INK, loc="left", pad=pad)
 
 
 def _label(value: float) -> str:

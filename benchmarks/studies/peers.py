@@ -81,9 +81,9 @@ def _figures(samples: Sequence[dict[str, float]]) -> dict[str, Any]:
 def present(results: Results) -> Sequence[Part]:
     servers = results["servers"]
     reference, *others = servers
-    headers = ["", f"{reference} ({servers[reference]['model']})"]
+    headers = ["", reference]
     for name in others:
-        headers += [f"{name} ({servers[name]['model']})", f"{reference} is better"]
+        headers += [name, "times better"]
     rows = []
     for figure, label in FIGURES.items():
         ours = servers[reference]["figures"][figure]

@@ -15,26 +15,39 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[Sample, Sample]]
 """(not cached, cached)."""
+CALIBRATION_ERROR: Final = 100
+"""One part in so many: how far a prompt of random words may be from the length that is wanted."""
+ROOM: Final = 16
+"""For a reply, and the words that tell two questions apart."""
 
 
 async def measure(bench: Bench) -> Results:
     """Prompts of set lengths, and one prompt repeated. A length the server refuses as too long is left out."""
     sizes, prompts = bench.sizes, bench.prompts
-    base = prompts.text(sizes.base)
-    bench.progress.begin(sizes.rounds * (len(sizes.multiples) + len(sizes.lengths)))
+    base, lengths = prompts.text(sizes.base), await _lengths(bench)
+    bench.progress.begin(sizes.rounds * (len(sizes.multiples) + len(lengths)))
     series: dict[str, dict[int, Pairs]] = {"multiples": {}, "lengths": {}}
     too_long: list[str] = []
     for _ in range(sizes.rounds):
         for times in sizes.multiples:
             text = " ".join([base] * times)
             await _pair(bench, series["multiples"].setdefault(times, []), text, prompts.question(), too_long)
-        for length in sizes.lengths:
+        for length in lengths:
             text = str(prompts.draw(length)[0]["content"])
             await _pair(bench, series["lengths"].setdefault(length, []), text, prompts.question(), too_long)
     measured = {name: [_row(at, pairs) for at, pairs in of.items() if pairs] for name, of in series.items()}
     if not (measured["multiples"] and measured["lengths"]):
         raise NotMeasured("the server refused prompts of every length")
     return {"series": measured, "refused": sorted(set(too_long))}
+
+
+async def _lengths(bench: Bench) -> list[int]:
+    """Those that are asked for; in place of longer ones the longest that the server takes, if it tells."""
+    longest = max(bench.sizes.lengths)
+    if bench.subject.traits.is_anaphora:
+        context = (await bench.subject.client.get("/cache/layout"))["max_model_len"]
+        longest = min(longest, context - context // CALIBRATION_ERROR - ROOM)
+    return sorted({min(length, longest) for length in bench.sizes.lengths})
 
 
 async def _pair(bench: Bench, pairs: Pairs, text: str, question: str, too_long: list[str]) -> None:

@@ -33,15 +33,15 @@ def variants(notes: str) -> dict[str, tuple[str, str]]:
 
 
 async def measure(bench: Bench) -> Results:
-    """Each variant is asked after the original, where nothing else was asked before."""
+    """Each variant is asked after the original, where nothing else was asked before; in every round the same prompt."""
     sizes, prompts = bench.sizes, bench.prompts
     names = list(variants(""))
     bench.progress.begin(sizes.rounds * len(names))
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     said: dict[str, dict[str, Any]] = {}
+    notes = prompts.question(sizes.edited)
+    original = conversation(f"{OPENING} {notes}", QUESTION)
     for _ in range(sizes.rounds):
-        notes = prompts.question(sizes.edited)
-        original = conversation(f"{OPENING} {notes}", QUESTION)
         for name, (system, question) in variants(notes).items():
             scope, changed = new_scope(), conversation(system, question)
             await bench.subject.ask(original, 1, scope)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from click.testing import CliRunner
@@ -32,7 +33,7 @@ TINY = Sizes(
     questions=2,
     base=40,
     multiples=(1, 4),
-    lengths=(64, 400),
+    lengths=(64, 400, 90_000),
     case_shared=200,
     product_questions=2,
     turns=3,
@@ -59,7 +60,7 @@ TRACE = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with running({"max_num_batched_tokens": 1024}) as started:
+    with running({"max_num_batched_tokens": 1024, "num_blocks": 16384}) as started:
         yield started
 
 
@@ -151,6 +152,15 @@ def test_longer_prefixes_are_cached_whole(report: dict[str, Any]) -> None:
     assert [row["at"] for row in series["multiples"]] == [1, 4]
 
 
+def test_instead_of_prompts_that_are_too_long_the_longest_is_sent(
+    report: dict[str, Any], server: RunningServer
+) -> None:
+    found, context = results(report, "scaling"), httpx.get(server.origin + "/v1/cache/layout").json()["max_model_len"]
+    *_, longest = found["series"]["lengths"]
+    assert found["refused"] == [] and len(found["series"]["lengths"]) == 3
+    assert 0.9 * context < longest["prompt_tokens"] < context
+
+
 def test_use_cases_share_what_they_say(report: dict[str, Any]) -> None:
     cases = results(report, "use_cases")["cases"]
     assert cases.keys() == {"products", "chat", "code", "agent"}
@@ -182,6 +192,8 @@ def test_the_earlier_the_edit_the_less_is_found(report: dict[str, Any]) -> None:
     cached = [middle(of["cached_tokens"]) for of in found["variants"].values()]
     assert cached == sorted(cached, reverse=True)
     assert found["said"]["nothing"]["class"] == "hit"
+    parting = found["said"]["one character, in the middle"]["token"]
+    assert set(found["variants"]["one character, in the middle"]["cached_tokens"]["samples"]) == {parting}, "each round"
     assert "messages[0].content changes with every request" in found["said"]["the date, near the beginning"]["advice"]
 
 
@@ -228,6 +240,14 @@ def test_pictures_are_drawn_and_the_page_holds_them(report: dict[str, Any], pict
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)|url\(|@import|<script|https?://(?!127\.0\.0\.1)""", page)
     for study in STUDIES.values():
         assert f'<h2 id="{study.name}">' in page
+
+
+def test_a_column_of_sentences_wraps_and_keeps_its_spaces(report: dict[str, Any], pictures: dict[str, Path]) -> None:
+    page = html_report(report, pictures)
+    said = results(report, "sensitivity")["said"]["one space more, in the middle"]
+    [row] = re.findall("<tr><td>one space more, in the middle</td><td>diverged</td>(.*?)</tr>", page)
+    assert row.count('<td class="text">') == 2 and f"[{said['now'][:12]}]" in row and said["now"].startswith("  ")
+    assert "pre-wrap" in page and "<code>--stable-first</code>" in page
 
 
 def test_text_of_the_server_cannot_become_markup(report: dict[str, Any], pictures: dict[str, Path]) -> None:
