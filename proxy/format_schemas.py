@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 
 from sessions.types import Grammar
 
-SchemaName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+SchemaName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
 
 _ANY_OBJECT: Final = {"type": "object"}
 

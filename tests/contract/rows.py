@@ -102,7 +102,7 @@ TAKEN: dict[str, list[dict[str, Any]]] = {
     "prediction": [{"prediction": part("content", content=content)} for content in ("hello", [TEXT])],
     "web_search_options, moderation": [{"web_search_options": None, "moderation": None}],
     "unknown keys": [
-        {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.0, "cache_salt": "s", "ignore_eos": False},
+        {"top_k": 2**31 - 1, "min_p": 0.1, "repetition_penalty": 1.0, "cache_salt": "s", "ignore_eos": False},
         {"cache_prompt": True, "id_slot": 1, "nonsense": {"deep": [1, None]}},
     ],
 }  # fmt: skip
@@ -229,5 +229,8 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"web_search_options": {}}, "web_search_options"),
         ({"moderation": {"model": "m"}}, "moderation"),
     ],
-    "unknown keys": [({"top_k": -2}, "top_k"), ({"min_p": 2}, "min_p"), ({"cache_salt": ""}, "cache_salt")],
+    "unknown keys": [
+        *(({"top_k": value}, "top_k") for value in (-2, 2**31, 10**30)),
+        ({"min_p": 2}, "min_p"), ({"cache_salt": ""}, "cache_salt"),
+    ],
 }  # fmt: skip

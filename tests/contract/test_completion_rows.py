@@ -47,6 +47,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "suffix, best_of": [({"suffix": "x"}, "suffix"), ({"best_of": 2}, "best_of")],
     "user": [({"user": 7}, "user")],
+    "unknown keys": [({"top_k": value}, "top_k") for value in (-2, 2**31, 10**30)],
     "model": [({"model": ""}, "model"), ({"model": None}, "model")],
 }  # fmt: skip
 

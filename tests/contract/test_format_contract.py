@@ -126,6 +126,7 @@ def test_the_next_turn_reuses_a_constrained_reply(client: OpenAI) -> None:
         ({"type": "json_schema"}, "response_format.json_schema"),
         ({"type": "json_schema", "json_schema": {}}, "response_format.json_schema.name"),
         ({"type": "json_schema", "json_schema": {"name": "a b"}}, "response_format.json_schema.name"),
+        ({"type": "json_schema", "json_schema": {"name": "a\n"}}, "response_format.json_schema.name"),
         ({"type": "json_schema", "json_schema": {"name": "x" * 65}}, "response_format.json_schema.name"),
         ({"type": "json_schema", "json_schema": {"name": "n", "schema": []}}, "response_format.json_schema.schema"),
         ({"type": "json_schema", "json_schema": {"name": "n", "strict": 1}}, "response_format.json_schema.strict"),

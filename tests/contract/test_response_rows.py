@@ -125,7 +125,10 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "previous_response_id, conversation": [
         ({"previous_response_id": "resp_a", "conversation": "conv_a"}, "previous_response_id"),
     ],
-    "unknown keys": [({"seed": 2**64}, "seed"), ({"top_k": -2}, "top_k"), ({"cache_salt": ""}, "cache_salt")],
+    "unknown keys": [
+        ({"seed": 2**64}, "seed"), *(({"top_k": value}, "top_k") for value in (-2, 2**31, 10**30)),
+        ({"cache_salt": ""}, "cache_salt"),
+    ],
 }  # fmt: skip
 
 
