@@ -208,7 +208,7 @@ def _ll_tokenizer(tokenizer: Tokenizer) -> LLTokenizer | None:
     """None for a tokenizer that llguidance cannot read: then grammars are refused, and all else works."""
     eos_token_ids = sorted(tokenizer.eos_token_ids)
     try:
-        return LLTokenizer(tokenizer.json_with_marked_control_tokens(), eos_token=eos_token_ids or None)
+        return LLTokenizer(tokenizer.json_without_control_texts(), eos_token=eos_token_ids or None)
     except ValueError as error:
         log.warning("no grammars: llguidance cannot read this tokenizer", reason=str(error)[:200])
         return None

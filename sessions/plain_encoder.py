@@ -5,10 +5,11 @@ the event loop and the engine go on meanwhile.
 """
 
 import json
+import secrets
 import sys
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
@@ -135,6 +136,33 @@ def _plain_backend(backend_json: dict[str, Any], control_tokens: ControlTokens) 
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def without_control_texts(backend_json: dict[str, Any], control_ids: Collection[int]) -> dict[str, Any]:
+    """The JSON, in which these tokens are special and have names that nobody can write: a text that reads like one is
+    encoded as text by whatever reads it."""
+    added, model = backend_json["added_tokens"], backend_json["model"]
+    names = {token["content"]: f"<|{secrets.token_hex(16)}|>" for token in added if token["id"] in control_ids}
+
+    def named(text: str) -> str:
+        return names.get(text, text)
+
+    vocab = model["vocab"]
+    vocab = {named(t): i for t, i in vocab.items()} if isinstance(vocab, dict) else [[named(t), p] for t, p in vocab]
+    renamed = {**model, "vocab": vocab}
+    if isinstance(model.get("unk_token"), str):
+        renamed["unk_token"] = named(model["unk_token"])
+    return {
+        **backend_json,
+        "added_tokens": [
+            {**token, "content": named(token["content"]), "special": token["special"] or token["id"] in control_ids}
+            for token in added
+        ],
+        "model": renamed,
+        "padding": None,
+        "post_processor": None,
+        "truncation": None,
+    }
 
 
 def _without_prefix_space(node: Any) -> Any:

@@ -26,7 +26,7 @@ from sessions.detokenizer import fitting
 from sessions.dialect import measure
 from sessions.errors import ContextLengthExceeded, ModelRefused
 from sessions.interned import interned
-from sessions.plain_encoder import PlainEncoder, TooManyTokensError
+from sessions.plain_encoder import PlainEncoder, TooManyTokensError, without_control_texts
 from sessions.prompt import ChatTemplate, Prompt, TemplateError
 from sessions.template_loops import read_loops_at_once
 from sessions.token_bytes import TokenBytes
@@ -205,12 +205,10 @@ class Tokenizer:
             )
         return ids
 
-    def json_with_marked_control_tokens(self) -> str:
-        """Its `tokenizer.json`, in which every control token is special, as not all are by themselves."""
-        backend_json = json.loads(self._backend.to_str())
-        for token in backend_json["added_tokens"]:
-            token["special"] = token["special"] or token["id"] in self.control_ids
-        return json.dumps({**backend_json, "padding": None, "truncation": None}, ensure_ascii=False)
+    def json_without_control_texts(self) -> str:
+        """Its `tokenizer.json`, to whose readers what looks like a control token is text."""
+        nameless = without_control_texts(json.loads(self._backend.to_str()), self.control_ids)
+        return json.dumps(nameless, ensure_ascii=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out but for markers of calls and thoughts. Bytes that are not whole

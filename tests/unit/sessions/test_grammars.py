@@ -283,3 +283,22 @@ async def test_a_tokenizer_that_llguidance_cannot_read_has_no_grammars(unigram_f
     with pytest.raises(InvalidRequest, match="tokenizer"):
         await grammars.compile(of_schema({"type": "object"}))
     grammars.close()
+
+
+@pytest.mark.parametrize("folder", ["chatml_folder", "mistral_folder", "smollm2_folder"])
+async def test_constants_that_read_like_control_tokens_are_text(folder: str, request: pytest.FixtureRequest) -> None:
+    """Forced or drawn, in keys, constants and patterns."""
+    tokenizer = Tokenizer.load(request.getfixturevalue(folder))
+    grammars = Grammars(tokenizer)
+    said = "".join(map(tokenizer.token_bytes.name, sorted(tokenizer.control_ids)[:4]))
+    schema = closed(**{said: {"const": f"a{said}"}, "b": {"enum": [f"{said}1", f"{said}2"]}})
+    constraint = (await grammars.compile(of_schema(schema))).constraint()
+    token_ids: list[int] = []
+    while not constraint.is_complete:
+        for token_id in constraint.forced(8) or [max(legal(constraint))]:
+            token_ids.append(token_id)
+            constraint.accept(token_id)
+        assert constraint.error is None
+    assert json.loads(tokenizer.decode(token_ids))[said] == f"a{said}"
+    assert not tokenizer.control_ids & set(token_ids)
+    grammars.close()
