@@ -1,6 +1,7 @@
 """Grammars: from a `Grammar` to the constraint that one request's output obeys, through llguidance.
 
-    check       source within bounds ▸ compiled on a thread of its own ▸ first mask computed: what fails here is a 400
+    check       source within bounds ▸ nothing in it that takes too long ▸ compiled on a thread of its own ▸ first mask
+                computed: what fails here is a 400
     prototype   kept, a bounded number of them; never moved
     constraint  a copy of the prototype, made when the engine first asks; it follows one output
 
@@ -15,9 +16,10 @@ import asyncio
 import json
 import re
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -25,6 +27,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from sessions.errors import InvalidRequest
 from sessions.json_schema import REWRITTEN, exact
+from sessions.schema_bounds import excess
 from sessions.tokenizer import Tokenizer
 from sessions.types import Grammar
 
@@ -34,8 +37,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
-MAX_SOURCE_CHARACTERS: Final = 131_072
-"""Of one grammar: some 0.2 s to compile, at most."""
+MAX_SOURCE_CHARACTERS: Final = 400_000
+"""Of one grammar: a second or two to compile, at most. An object as large as OpenAI takes it (5,000 properties, 120,000
+characters of names) is within."""
 
 MAX_PROTOTYPES: Final = 32
 """Compiled grammars that are kept, the latest used."""
@@ -52,6 +56,9 @@ FIXED_WHITESPACE: "Final[JsonCompileOptions]" = {
     "item_separator": ", ",
     "key_separator": ": ",
 }
+
+MAX_TRIED_TOKENS: Final = 512
+"""Of those that a grammar forces at its beginning: so many are followed to see whether it can be."""
 
 _NAMED_ID: Final = re.compile(r"<\[(\d+)\]>")
 
@@ -71,6 +78,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._eos_token_ids = tokenizer.eos_token_ids
         self._tokenizer = _ll_tokenizer(tokenizer)
+        self._mask_bytes = 0
         self._prototypes: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "anaphora-grammar")
@@ -88,7 +96,7 @@ class Grammars:
                 if len(part.source) > MAX_SOURCE_CHARACTERS:
                     raise _refused(part, f"it is longer than {MAX_SOURCE_CHARACTERS} characters")
             prototype = await asyncio.get_running_loop().run_in_executor(self._worker, self._compile, grammar)
-        return CompiledGrammar(grammar, prototype, self._eos_token_ids)
+        return CompiledGrammar(grammar, prototype, self._eos_token_ids, self._mask_bytes)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -114,10 +122,13 @@ class Grammars:
     def _compiled(self, grammar: Grammar) -> LLMatcher:
         if self._tokenizer is None:
             raise _refused(grammar, "this server's model has a tokenizer for which no grammar can be compiled")
+        for part in grammar.parts or (grammar,):
+            if part.kind == "json_schema" and (reason := excess(json.loads(part.source))):
+                raise _refused(part, reason)
         prototype = LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=LIMITS)
         begun = prototype.deep_copy()
-        begun.consume_tokens(begun.compute_ff_tokens())
-        begun.compute_bitmask()  # what is too large to be followed mostly fails here
+        begun.consume_tokens(begun.compute_ff_tokens()[:MAX_TRIED_TOKENS])
+        self._mask_bytes = len(begun.compute_bitmask())  # what is too large to be followed mostly fails here
         if begun.is_error():
             for part in grammar.parts:
                 self._compiled(part)  # raises if it is to blame
@@ -126,29 +137,33 @@ class Grammars:
 
 
 class CompiledGrammar:
-    """A grammar that compiles."""
+    """A grammar that compiles. mask_bytes: of a mask."""
 
-    def __init__(self, grammar: Grammar, prototype: LLMatcher, eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, grammar: Grammar, prototype: LLMatcher, eos_token_ids: frozenset[int], mask_bytes: int) -> None:
         self._grammar = grammar
         self._prototype = prototype
         self._eos_token_ids = eos_token_ids
+        self._mask_bytes = mask_bytes
 
     def constraint(self) -> "GrammarConstraint":
         """For one request."""
-        return GrammarConstraint(self._grammar, self._prototype, self._eos_token_ids)
+        return GrammarConstraint(self._grammar, self._prototype, self._eos_token_ids, self._mask_bytes)
 
 
 class GrammarConstraint:
     """`engine.constraint.Constraint` over a copy of `prototype`, made when first needed: a queue of them is small."""
 
-    def __init__(self, grammar: Grammar, prototype: LLMatcher, eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, grammar: Grammar, prototype: LLMatcher, eos_token_ids: frozenset[int], mask_bytes: int) -> None:
         self._grammar = grammar
         self._prototype = prototype
         self._eos_token_ids = eos_token_ids
+        self._mask_bytes = mask_bytes
         self._named_ids = (
             frozenset(map(int, _NAMED_ID.findall(grammar.source))) if grammar.kind == "lark" else frozenset()
         )
         self._own: LLMatcher | None = None
+        self._forced: deque[int] = deque()
+        """What is known to come next whatever the model says: it is looked for once, since all of it is tokenized."""
 
     @property
     def _matcher(self) -> LLMatcher:
@@ -172,10 +187,14 @@ class GrammarConstraint:
 
     def accept(self, token_id: int) -> None:
         self._matcher.consume_token(token_id)
+        if self._forced and self._forced.popleft() != token_id:
+            self._forced.clear()
 
     def forced(self, limit: int) -> tuple[int, ...]:
-        forced = self._matcher.compute_ff_tokens()[: max(0, limit)]
-        return tuple(forced[: self._num_before_end(forced)])
+        if not self._forced:
+            forced = self._matcher.compute_ff_tokens()
+            self._forced.extend(forced[: self._num_before_end(forced)])
+        return tuple(islice(self._forced, max(0, limit)))
 
     def num_legal(self, token_ids: Sequence[int]) -> int:
         drafts = list(token_ids[: self._num_before_end(token_ids)])
@@ -183,6 +202,9 @@ class GrammarConstraint:
 
     def masks(self, drafts: Sequence[int]) -> list[bytes]:
         """llguidance 1.9 rolls a token that the grammar names by its id back as if it were its text."""
+        certain = list(islice(self._forced, len(drafts) + 1))
+        if len(certain) > len(drafts) and certain[:-1] == list(drafts):
+            return [self._only(token_id) for token_id in certain]
         rolls_back = self._named_ids.isdisjoint(drafts)
         matcher = self._matcher if rolls_back else self._matcher.deep_copy()
         masks = [matcher.compute_bitmask()]
@@ -192,6 +214,11 @@ class GrammarConstraint:
         if drafts and rolls_back:
             matcher.rollback(len(drafts))
         return masks
+
+    def _only(self, token_id: int) -> bytes:
+        mask = bytearray(self._mask_bytes)
+        mask[token_id // 8] = 1 << token_id % 8
+        return bytes(mask)
 
     def _num_before_end(self, token_ids: Sequence[int]) -> int:
         """Nothing is computed after an end of the reply."""

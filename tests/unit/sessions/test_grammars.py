@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -167,17 +168,39 @@ async def test_masks_after_drafts_are_those_after_the_tokens(grammars: Grammars)
 
 
 async def test_what_is_forced_is_all_that_is_legal(grammars: Grammars) -> None:
-    constraint = (await grammars.compile(of_schema(closed(name={"type": "boolean"}, age={"const": 7})))).constraint()
+    """To one that was not asked what is forced, and so looks at each mask, too."""
+    compiled = await grammars.compile(of_schema(closed(name={"type": "boolean"}, age={"const": 7})))
+    constraint, plain = compiled.constraint(), compiled.constraint()
     num_forced = 0
     while not constraint.is_complete:
         forced = constraint.forced(64)
         for index, token in enumerate(forced):
-            assert legal(constraint, *forced[:index]) == {token}
+            assert legal(plain, *forced[:index]) == {token}
+        for length in range(len(forced) + 1):
+            assert constraint.masks(forced[:length]) == plain.masks(forced[:length])
         num_forced += len(forced)
         for token in forced or [min(legal(constraint))]:
             constraint.accept(token)
+            plain.accept(token)
+            assert constraint.masks(()) == plain.masks(())
     assert num_forced > 20
     assert constraint.forced(64) == (), "an end of the reply is drawn, not forced"
+
+
+async def test_what_is_forced_is_looked_for_once(grammars: Grammars) -> None:
+    """All of it is tokenized each time: a step that did so would cost as much as the text is long."""
+    constraint = (await grammars.compile(of_schema({"const": "x" * 50_000}))).constraint()
+    text = TOKENIZER.encode_text('"' + "x" * 50_000 + '"', scope="")
+    began = time.process_time()
+    for start in range(0, 20_000, 64):
+        drafts = constraint.forced(64)
+        assert list(drafts) == text[start : start + 64]
+        assert len(constraint.masks(drafts)) == 65
+        for token in drafts:
+            constraint.accept(token)
+    assert time.process_time() - began < 2, "20 masks would have taken as long"
+    constraint.accept(EOS)
+    assert constraint.error is not None, "what is not forced is no more legal than before"
 
 
 async def test_drafts_are_cut_at_the_first_illegal_one(grammars: Grammars) -> None:
@@ -206,7 +229,9 @@ async def test_drafts_are_cut_at_the_first_illegal_one(grammars: Grammars) -> No
         ({"enum": []}, "empty"),
         ({"required": "a"}, "required"),
         ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, ""),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "$ref: it leads round"),
+        ({"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}, "pattern: no value is shorter"),
+        ({"type": "integer", "multipleOf": 1000003}, "multipleOf"),
         ({"type": "object", "properties": {f"k{index}": {"type": "string"} for index in range(600)}}, "properties"),
         ({"enum": ["x" * MAX_SOURCE_CHARACTERS]}, "characters"),
     ],
