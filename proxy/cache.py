@@ -115,7 +115,7 @@ class CacheController(Controller):
         asked = asked_of(service, data, request_scope(request.scope), settings)
         return CacheDropped(tokens=await service.cache.drop(asked))
 
-    @get("/stats", summary="How much this tenant has, in the pool and on disk")
+    @get("/stats", summary="How much this tenant has, in the pool and below it")
     async def stats(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheStats:
         totals = await service.cache.totals(request_scope(request.scope).caller)
         return CacheStats.of(totals, service.bytes_per_token)
@@ -128,11 +128,11 @@ class CacheController(Controller):
     async def entries(self, request: BodyRequest, service: NamedDependency[ChatService]) -> CacheEntries:
         caller = request_scope(request.scope).caller
         holdings, num_tokens = await service.cache.holdings(caller)
-        on_disk = await service.cache.disk_holdings(caller)
+        below = await service.cache.holdings_below(caller)
         return CacheEntries(
             data=[
                 *(CacheEntry.of(holding, service.bytes_per_token) for holding in holdings),
-                *map(CacheEntry.on_disk, on_disk),
+                *map(CacheEntry.below, below),
             ],
             tokens=num_tokens,
             bytes=num_tokens * service.bytes_per_token,

@@ -7,7 +7,7 @@ from msgspec import Struct
 from sessions.cache_control import Totals
 from sessions.engine.holdings import Holding
 from sessions.reports import Divergence, Explanation, KVLayout, MissClass
-from sessions.tiers import DiskHolding
+from sessions.tiers import TierHolding, TierSize
 
 
 class DivergencePlace(Struct, frozen=True, kw_only=True):
@@ -43,10 +43,12 @@ class LostKV(Struct, frozen=True, kw_only=True):
 class Tiers(Struct, frozen=True, kw_only=True):
     """Prompt tokens by where they are.
 
-    pool: in memory. disk: on disk, after those. elsewhere: with another replica, after those.
+    pool: where the model computes. host: in memory of the host below it, after those. disk: on disk, after those.
+    elsewhere: with another replica, after those.
     """
 
     pool: int
+    host: int
     disk: int
     elsewhere: int
 
@@ -100,7 +102,7 @@ class CacheExplanation(Struct, frozen=True, kw_only=True, omit_defaults=True, re
             cache_missed_tokens=found.missed_tokens,
             comparison_reusable_tokens=found.shared_tokens,
         )
-        at, lost = found.divergence, None
+        at, lost, tiers = found.divergence, None, found.tiers
         if found.lost_to is not None:
             lost = LostKV(
                 reason=found.lost_to, seconds_ago=found.lost_seconds_ago, after_idle_s=found.lost_after_idle_s
@@ -108,7 +110,7 @@ class CacheExplanation(Struct, frozen=True, kw_only=True, omit_defaults=True, re
         return cls(
             kind=found.kind,
             prompt_tokens=found.num_prompt_tokens,
-            tiers=Tiers(pool=found.tiers.pool, disk=found.tiers.disk, elsewhere=found.tiers.elsewhere),
+            tiers=Tiers(pool=tiers.pool, host=tiers.host, disk=tiers.disk, elsewhere=tiers.elsewhere),
             missed_tokens=found.missed_tokens,
             shared_tokens=found.shared_tokens,
             prompt_cache_diagnostics=CacheHit() if found.kind == "hit" else miss,
@@ -146,16 +148,16 @@ class CacheDropped(Struct, frozen=True, kw_only=True):
 class CacheEntry(Struct, frozen=True, kw_only=True):
     """One stored path.
 
-    id: for `DELETE`; null for less than a block. object: always the same. tier: where it is; `disk` if only there.
-    tokens: from the root on, on disk without declared ones. shared_tokens: that other entries have too.
+    id: for `DELETE`; null for less than a block. object: always the same. tier: where it is, the
+    fastest. tokens: from the root on, below the pool without declared ones. shared_tokens: that other entries have too.
     declared_tokens: leading ones that the operator shares between tenants; they are in no tenant's totals. bytes: that
-    its tokens take, without declared ones. age_s: seconds since its last use. hits: how often it was reused; null on
-    disk. ttl_s: seconds until it may go; null where it cannot expire, and on disk. pinned: never evicted.
+    its tokens take, without declared ones. age_s: seconds since its last use. hits: how often it was reused; null below
+    the pool. ttl_s: seconds until it may go; null where it cannot expire, and below the pool. pinned: never evicted.
     """
 
     id: str | None
     object: Literal["cache.entry"] = "cache.entry"
-    tier: Literal["pool", "disk"]
+    tier: Literal["pool", "host", "disk"]
     tokens: int
     shared_tokens: int
     declared_tokens: int
@@ -181,10 +183,10 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
         )
 
     @classmethod
-    def on_disk(cls, held: DiskHolding) -> "CacheEntry":
+    def below(cls, held: TierHolding) -> "CacheEntry":
         return cls(
             id=held.leaf_hash.hex(),
-            tier="disk",
+            tier=held.tier,
             tokens=held.num_tokens,
             shared_tokens=held.num_shared_tokens,
             declared_tokens=0,
@@ -197,7 +199,7 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
 
 
 class CacheEntries(Struct, frozen=True, kw_only=True):
-    """data: those in the pool, then those on disk alone; the most recently used first. object: always the same.
+    """data: those in the pool, then those below it alone, tier by tier; the last used first. object: always the same.
     tokens, bytes: in the pool; what paths share is counted once.
     """
 
@@ -268,7 +270,8 @@ class CacheStats(Struct, frozen=True, kw_only=True):
 
     object: always the same. pool_tokens, pool_bytes: in the pool. pinned_tokens: of these, never evicted.
     budget_bytes: what the pool keeps of it at most; null for no bound.
-    disk_tokens, disk_bytes: on disk, also what is in the pool.
+    host_tokens, host_bytes: in memory of the host below the pool. disk_tokens, disk_bytes: on disk. Both also what is
+    in the pool.
     """
 
     object: Literal["cache.stats"] = "cache.stats"
@@ -276,17 +279,22 @@ class CacheStats(Struct, frozen=True, kw_only=True):
     pool_bytes: int
     pinned_tokens: int
     budget_bytes: int | None
+    host_tokens: int
+    host_bytes: int
     disk_tokens: int
     disk_bytes: int
 
     @classmethod
     def of(cls, totals: Totals, bytes_per_token: int) -> "CacheStats":
         budget = totals.budget_tokens
+        host, disk = (totals.below.get(tier, TierSize()) for tier in ("host", "disk"))
         return cls(
             pool_tokens=totals.pool_tokens,
             pool_bytes=totals.pool_tokens * bytes_per_token,
             pinned_tokens=totals.pinned_tokens,
             budget_bytes=None if budget is None else budget * bytes_per_token,
-            disk_tokens=totals.disk_tokens,
-            disk_bytes=totals.disk_bytes,
+            host_tokens=host.num_tokens,
+            host_bytes=host.num_bytes,
+            disk_tokens=disk.num_tokens,
+            disk_bytes=disk.num_bytes,
         )

@@ -51,10 +51,11 @@ _COLOURS = {"hit": "green", "never_seen": "yellow"}
 def report(found: dict[str, Any]) -> list[str]:
     """What the server said, as lines; the shared part green, what differs red."""
     kind, tiers, total = found["class"], found["tiers"], found["prompt_tokens"]
-    held = tiers["pool"] + tiers["disk"]
+    held = tiers["pool"] + tiers["host"] + tiers["disk"]
     lines = [
         click.style(kind, fg=_COLOURS.get(kind, "red"), bold=True)
-        + f"  {total:,} prompt tokens: {tiers['pool']:,} in the pool, {tiers['disk']:,} on disk, "
+        + f"  {total:,} prompt tokens: {tiers['pool']:,} in the pool, {tiers['host']:,} in host memory, "
+        f"{tiers['disk']:,} on disk, "
         f"{tiers['elsewhere']:,} on another replica, {total - held - tiers['elsewhere']:,} to compute",
         _bar(held, total),
     ]

@@ -13,13 +13,14 @@ class LivePool(Struct, frozen=True, kw_only=True):
     """The KV pool, over all tenants.
 
     tokens: that it has room for. held, cached: shares, 0 to 1, that running requests hold, and that may be reused.
-    evicted_blocks: so far. disk_bytes: of KV on disk.
+    evicted_blocks: so far. host_bytes, disk_bytes: of KV in memory of the host below the pool, and on disk.
     """
 
     tokens: int
     held: float
     cached: float
     evicted_blocks: int
+    host_bytes: int
     disk_bytes: int
 
 
@@ -55,15 +56,15 @@ class TreeNode(Struct, frozen=True, kw_only=True):
     """Stored blocks that follow each other without a branch.
 
     id: names it in the next picture too. parent: `id` of the node that it follows; null after a root. tier: where it
-    is; `disk` if only there. start: tokens before it, so that one on disk may begin in the middle of its parent; after
-    a root, those that the operator shares between tenants. tokens: its own.
+    is, the fastest. start: tokens before it, so that one below the pool may begin in the middle of its parent; after a
+    root, those that the operator shares between tenants. tokens: its own.
     running: requests that hold it now. paths: stored paths that go through it. hits: later requests whose match ended
     in it. age_s: since its last use; 0 while held. pinned: never evicted. left_out: branches after it not shown.
     """
 
     id: str
     parent: str | None
-    tier: Literal["pool", "disk"]
+    tier: Literal["pool", "host", "disk"]
     start: int
     tokens: int
     running: int
@@ -90,7 +91,7 @@ class Tree(Struct, frozen=True, kw_only=True):
         for at, run in enumerate(picture.runs):
             parent = None if run.parent is None else ids[run.parent]
             ids.append(run.hashes[0].hex() if run.hashes else _tail_id(parent or "", ids))
-            nodes.append(_node(run, ids[at], parent, "pool" if at < picture.num_in_pool else "disk"))
+            nodes.append(_node(run, ids[at], parent, picture.tiers[at]))
         return cls(nodes=nodes, left_out=picture.num_left_out)
 
 
@@ -120,6 +121,7 @@ class CacheLive(Struct, frozen=True, kw_only=True):
                 held=stats.kv_cache_usage,
                 cached=stats.kv_cache_cached,
                 evicted_blocks=stats.num_evicted_blocks,
+                host_bytes=stats.host_bytes,
                 disk_bytes=stats.disk_bytes,
             ),
             window=window,
@@ -133,7 +135,7 @@ def _tail_id(before: str, taken: list[str]) -> str:
     return f"{stem}{sum(other.startswith(stem) for other in taken)}"
 
 
-def _node(run: Run, node_id: str, parent: str | None, tier: Literal["pool", "disk"]) -> TreeNode:
+def _node(run: Run, node_id: str, parent: str | None, tier: Literal["pool", "host", "disk"]) -> TreeNode:
     return TreeNode(
         id=node_id,
         parent=parent,

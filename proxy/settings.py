@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sessions.hashing import MIN_SECRET_BYTES
-from sessions.pool_size import parse_budgets, parse_disk_size, parse_pool_size
+from sessions.pool_size import parse_budgets, parse_disk_size, parse_host_memory_size, parse_pool_size
 
 ENV_PREFIX = "ANAPHORA_"
 
@@ -183,6 +183,11 @@ class Settings(BaseSettings):
     )
     redis_timeout_ms: int = Field(50, description="Longest wait for Redis on a request's path.", ge=1, le=10_000)
 
+    host_memory_size: str = Field(
+        "auto",
+        description="Most bytes (`4GiB`) of KV kept in host memory below the pool, until the process ends; 0 is off, "
+        "`auto` a quarter of what is free where the pool is on a GPU, else off.",
+    )
     disk_size: str = Field(
         "0",
         description="Most bytes (`4GiB`) of KV kept in the cache folder, so that it outlives the process; 0 is off. "
@@ -216,6 +221,12 @@ class Settings(BaseSettings):
     @classmethod
     def _pool_size_parses(cls, text: str) -> str:
         parse_pool_size(text)
+        return text
+
+    @field_validator("host_memory_size")
+    @classmethod
+    def _host_memory_size_parses(cls, text: str) -> str:
+        parse_host_memory_size(text)
         return text
 
     @field_validator("disk_size")

@@ -5,7 +5,7 @@ Every method takes the tenant from the request or by name and looks under that t
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from sessions.picture import Picture, picture_of
 from sessions.prompting import Prompter
 from sessions.replies import Replies
 from sessions.sightings import Sightings
-from sessions.tiers import DiskHolding, DiskTier
+from sessions.tiers import TierHolding, TierName, TierSize, TierStack
 from sessions.types import BlockHash, ChatRequest, Tenant
 
 T = TypeVar("T")
@@ -32,13 +32,12 @@ MAX_BLOCKS_PER_LOOK: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Tokens of a tenant's in the pool, and of them pinned; its budget, None for none. Tokens and bytes on disk."""
+    """Tokens of a tenant's in the pool, and of them pinned; its budget, None for none. below: in each tier."""
 
     pool_tokens: int
     pinned_tokens: int
     budget_tokens: int | None
-    disk_tokens: int
-    disk_bytes: int
+    below: Mapping[TierName, TierSize]
 
 
 class _Place(NamedTuple):
@@ -76,14 +75,14 @@ class CacheControl:
         prompter: Prompter,
         replies: Replies,
         sightings: Sightings,
-        disk: DiskTier | None,
+        tiers: TierStack,
     ) -> None:
         self._engine = engine
         self._pool: BlockPool = engine.scheduler.pool
         self._prompter = prompter
         self._replies = replies
         self._sightings = sightings
-        self._disk = disk
+        self._tiers = tiers
         self._under_way: set[asyncio.Task[int]] = set()
 
     # -- listing --
@@ -98,26 +97,22 @@ class CacheControl:
         holdings, num_tokens = await self._between_steps(look)
         return sorted(holdings, key=lambda holding: holding.age_s), num_tokens
 
-    async def disk_holdings(self, tenant: Tenant) -> list[DiskHolding]:
-        """Every path that this tenant has on disk and not in the pool, the last used first."""
-        if self._disk is None:
-            return []
-        found = await asyncio.to_thread(self._disk.holdings, self._unsalted(tenant))
+    async def holdings_below(self, tenant: Tenant) -> list[TierHolding]:
+        """Every path that this tenant has and not in the pool, tier by tier, the last used first."""
+        found = await asyncio.to_thread(self._tiers.holdings, self._unsalted(tenant))
         return [holding for holding in found if self._pool.find(holding.leaf_hash) is None]
 
     async def picture(self, tenant: Tenant, max_runs: int) -> Picture:
-        """What this tenant has as at most so many runs: in the pool, the last used first, then on disk alone."""
+        """What this tenant has as at most so many runs: in the pool, the last used first, then below it alone."""
 
         def look() -> Runs:
             roots = self._pool.census.roots_of(tenant.id)
             return self._pool.census.runs(roots, time.monotonic(), max_runs=max_runs, max_blocks=MAX_BLOCKS_PER_LOOK)
 
-        runs, segments = await self._between_steps(look), []
-        if self._disk is not None:
-            segments = await asyncio.to_thread(self._disk.recent, self._unsalted(tenant), max_runs)
+        runs = await self._between_steps(look)
         return picture_of(
             runs,
-            segments,
+            await asyncio.to_thread(self._tiers.recent, self._unsalted(tenant), max_runs),
             lambda block_hash: self._pool.find(block_hash) is not None,
             block_size=self._pool.block_size,
             max_runs=max_runs,
@@ -131,11 +126,9 @@ class CacheControl:
             return self._pool.census.num_tokens(roots), self._pool.census.num_pinned_tokens(roots)
 
         pool, pinned = await self._between_steps(look)
-        num_blocks = 0 if self._disk is None else self._disk.num_blocks_of(self._unsalted(tenant))
-        disk_bytes = 0 if self._disk is None else num_blocks * self._disk.block_bytes
         budget = self._pool.budget_of(tenant.id)
-        size = self._pool.block_size
-        return Totals(pool, pinned, None if budget is None else budget * size, num_blocks * size, disk_bytes)
+        budget_tokens = None if budget is None else budget * self._pool.block_size
+        return Totals(pool, pinned, budget_tokens, self._tiers.sizes_of(self._unsalted(tenant)))
 
     # -- pinning and dropping --
 
@@ -172,14 +165,14 @@ class CacheControl:
         return await self._forget(lambda: doomed)
 
     async def drop_path(self, tenant: Tenant, leaf_hash: BlockHash) -> int:
-        """Forget what no other path needs of those that end in this block: neither one in the pool nor one on disk.
+        """Forget what no other path needs of those that end in this block: neither one in the pool nor one below it.
 
         Returns tokens; 0 for a block that is not the tenant's.
         """
         return await self._forget(lambda: self._own_part(tenant, leaf_hash))
 
     async def drop_all(self, tenant: Tenant) -> int:
-        """Forget everything of a tenant's, whatever its salt: pool, disk, replies here and in Redis. Returns tokens."""
+        """Forget everything of a tenant's, whatever its salt: pool, tiers, replies here and in Redis."""
         own = self._unsalted(tenant)
 
         def choose() -> _Doomed:
@@ -196,14 +189,12 @@ class CacheControl:
         if path is not None and path[0] in self._pool.census.roots_of(tenant.id):
             root, hashes = path
             replies_roots = {own if self._pool.census.is_branch(root) else root}
-        elif self._disk is not None and (path := self._disk.chain_to(own, leaf_hash)) is not None:
+        elif (path := self._tiers.chain_to(own, leaf_hash)) is not None:
             root, hashes = path
             replies_roots = {own, root}  # whether the root begins after shared content is not known here
         else:
             return None
-        num_needed = max(
-            self._pool.census.num_needed(hashes), 0 if self._disk is None else self._disk.num_needed(hashes)
-        )
+        num_needed = max(self._pool.census.num_needed(hashes), self._tiers.num_needed(hashes))
         if num_needed < len(hashes):
             place = _Place(root, hashes[num_needed])
             return _Doomed([place.key], [place], replies_roots)
@@ -221,7 +212,7 @@ class CacheControl:
         return await asyncio.shield(task)
 
     async def _forget_chosen(self, choose: "Callable[[], _Doomed | None]") -> int:
-        """Pool, then replies, then disk: what is written is read from the pool. What runs meanwhile stores nothing."""
+        """Pool, then replies, then tiers: what is written is read from the pool. What runs meanwhile stores nothing."""
         given_up = await self._between_steps(lambda: self._give_up(choose()))
         if given_up is None:
             return 0
@@ -232,8 +223,8 @@ class CacheControl:
                 self._replies.forget(root, and_salts=doomed.of_tenant is not None)
             if doomed.of_tenant is not None:
                 self._sightings.forget(doomed.of_tenant)
-            for place in doomed.places if self._disk is not None else ():
-                below += await asyncio.to_thread(self._disk.drop, place.root, place.first)  # type: ignore[union-attr]
+            for place in doomed.places:
+                below += await asyncio.to_thread(self._tiers.drop, place.root, place.first)
         finally:
             below = [block_hash for block_hash in below if block_hash not in from_pool]
             await self._between_steps(lambda: self._end_drop(number, below))
@@ -251,7 +242,7 @@ class CacheControl:
         return doomed, number, num_tokens, hashes
 
     def _end_drop(self, number: int, below: Sequence[BlockHash]) -> None:
-        """Engine thread. below: what only the disk had."""
+        """Engine thread. below: what only the tiers had."""
         self._pool.was_dropped(below, time.monotonic())
         self._pool.drops.end(number)
 

@@ -3,11 +3,13 @@
 from sessions.engine.loop import Engine
 from sessions.lower_tiers import LowerTiers
 from sessions.reports import Stats
+from sessions.tiers import TierStats
 
 
 def counted(engine: Engine, num_waiting: int, lower: LowerTiers) -> Stats:
     """num_waiting: choices that were never run."""
-    index, disk = lower.index.stats(), lower.disk_stats()
+    index, tiers = lower.index.stats(), lower.tiers.stats()
+    host, disk = tiers.get("host", TierStats()), tiers.get("disk", TierStats())
     scheduler, pool = engine.scheduler, engine.scheduler.pool
     return Stats(
         num_requests_running=len(scheduler.running),
@@ -30,6 +32,12 @@ def counted(engine: Engine, num_waiting: int, lower: LowerTiers) -> Stats:
         index_resyncs=index.resyncs,
         index_dropped=index.dropped,
         index_elsewhere_tokens=lower.num_elsewhere_tokens,
+        host_blocks=host.blocks,
+        host_bytes=host.bytes,
+        host_written_blocks=host.written_blocks,
+        host_dropped_paths=host.dropped_paths,
+        host_loaded_tokens=host.loaded_tokens,
+        host_errors=host.errors,
         disk_blocks=disk.blocks,
         disk_bytes=disk.bytes,
         disk_written_blocks=disk.written_blocks,

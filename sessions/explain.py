@@ -69,7 +69,7 @@ class Findings:
 
     @property
     def held(self) -> int:
-        return self.tiers.pool + self.tiers.disk
+        return self.tiers.held
 
 
 def classify(found: Findings) -> MissClass:

@@ -1,4 +1,4 @@
-"""Explainer: looks up what `explain` judges: pool, disk, other replicas, and the caller's own earlier prompts.
+"""Explainer: looks up what `explain` judges: pool, tiers, other replicas, and the caller's own earlier prompts.
 
 Event loop; the pool is asked between two steps. Everything is looked up under the caller's own roots, but what the
 operator declared shared, which is everybody's.
@@ -7,7 +7,7 @@ operator declared shared, which is everybody's.
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
@@ -22,7 +22,7 @@ from sessions.prompting import Prompted, Prompter, scope_of
 from sessions.replies import Replies
 from sessions.reports import Comparison, Divergence, Explanation, TokensByTier
 from sessions.sightings import Sightings
-from sessions.tiers import DiskTier
+from sessions.tiers import TierStack
 from sessions.tokenizer import Tokenizer
 from sessions.transcripts import Transcript
 from sessions.types import ChatRequest, TokenId
@@ -54,7 +54,7 @@ class Explainer:
         replies: Replies,
         sightings: Sightings,
         index: PrefixIndex,
-        disk: DiskTier | None,
+        tiers: TierStack,
         tokenizer: Tokenizer,
     ) -> None:
         self._engine = engine
@@ -63,7 +63,7 @@ class Explainer:
         self._replies = replies
         self._sightings = sightings
         self._index = index
-        self._disk = disk
+        self._tiers = tiers
         self._tokenizer = tokenizer
 
     async def explain(self, request: ChatRequest, prompted: Prompted) -> Explanation:
@@ -71,19 +71,18 @@ class Explainer:
         chain, token_ids = prompted.chain, prompted.token_ids
         size = self._pool.block_size
         in_pool = await self._in_pool(chain, token_ids)
-        num_blocks = in_pool.num_held // size
-        num_disk = self._disk.num_held(chain, num_blocks) if self._disk is not None else 0
-        num_elsewhere = await self._index.num_elsewhere(chain, num_blocks + num_disk)
-        held = max(in_pool.num_held, (num_blocks + num_disk) * size if num_disk else 0)
+        tiers = self._by_tier(chain, in_pool)
+        num_elsewhere = await self._index.num_elsewhere(chain, tiers.held // size)
+        held = tiers.held
         is_alike, shared, then = await self._closest(prompted)
-        if shared <= held:  # pool and disk know prompts of which no transcript is left
+        if shared <= held:  # pool and tiers know prompts of which no transcript is left
             theirs = in_pool.then if held == in_pool.num_held else ()
             shared, then = held, theirs if shared < held else then or theirs
         declared = chain.num_shared_blocks * size
         is_news = shared <= declared or shared < LEAST_SHARED_TOKENS
         found = Findings(
             num_tokens=len(token_ids),
-            tiers=TokensByTier(in_pool.num_held, held - in_pool.num_held, num_elsewhere * size),
+            tiers=replace(tiers, elsewhere=num_elsewhere * size),
             shared=shared,
             closest_ends=not then,
             tools_differ=await self._tools_differ(prompted, shared, scope_of(request)),
@@ -99,16 +98,24 @@ class Explainer:
         """prompted: of a request that is about to start. earlier: of one that may have run long ago."""
         chain, token_ids = prompted.chain, prompted.token_ids
         in_pool = await self._in_pool(chain, token_ids)
-        size = self._pool.block_size
-        num_blocks = in_pool.num_held // size
-        num_disk = self._disk.num_held(chain, num_blocks) if self._disk is not None else 0
         shared = _num_shared(token_ids, earlier.token_ids)
         return Comparison(
             shared_tokens=shared,
             parts=shared < min(len(token_ids), len(earlier.token_ids)),
-            are_held=max(in_pool.num_held, (num_blocks + num_disk) * size) + 1 >= shared,
+            are_held=self._by_tier(chain, in_pool).held + 1 >= shared,
             have_same_tools=prompted.opening.conversation.schemas == earlier.opening.conversation.schemas,
         )
+
+    def _by_tier(self, chain: HashChain, in_pool: _InPool) -> TokensByTier:
+        """Below the pool are whole blocks only, so what follows its last whole one may be in a tier as well."""
+        size = self._pool.block_size
+        end, num_blocks = in_pool.num_held, in_pool.num_held // size
+        tokens = {}
+        for tier, num_held in self._tiers.num_held(chain, num_blocks).items():
+            num_blocks += num_held
+            tokens[tier] = max(0, num_blocks * size - end)
+            end += tokens[tier]
+        return TokensByTier(in_pool.num_held, tokens.get("host", 0), tokens.get("disk", 0))
 
     def _look(self, chain: HashChain, token_ids: Sequence[int]) -> _InPool:
         """Engine thread."""

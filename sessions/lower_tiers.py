@@ -1,7 +1,7 @@
-"""LowerTiers: disk and other replicas, as seen from the pool: what they have of a prompt, and what they are told.
+"""LowerTiers: host memory, disk and other replicas, as seen from the pool: what they have of a prompt, and are told.
 
-engine thread   stored, removed ──▶ disk tier, which copies between two steps
-event loop      stored, removed ──▶ index;  a prompt ──▶ index, disk ──▶ restored blocks
+engine thread   stored, removed ──▶ tiers, which copy between two steps
+event loop      stored, removed ──▶ index;  a prompt ──▶ index, tiers ──▶ restored blocks
 index thread    resync ──▶ the pool's chains, a few at a time between two steps
 """
 
@@ -15,7 +15,7 @@ from sessions.engine.request import RestoredBlocks
 from sessions.hashing import HashChain
 from sessions.index import PrefixIndex, open_index
 from sessions.parts import ServiceParts
-from sessions.tiers import Anchor, DiskOptions, DiskStats, DiskTier, open_disk_tier
+from sessions.tiers import Anchor, Surroundings, TierStack, open_tiers
 from sessions.types import BlockHash, TokenId
 
 CALL_TIMEOUT_S = 10.0
@@ -45,28 +45,21 @@ class LowerTiers:
             settings=replace(options.client, timeout_s=options.timeout_ms / 1000),
             data=options.data,
         )
-        self.disk = None if parts.disk is None else self._open_disk(parts.disk, fleet, shared_root)
-
-    def _open_disk(self, options: DiskOptions, fleet: BlockHash, shared_root: BlockHash | None) -> DiskTier | None:
-        scheduler = self._engine.scheduler
-        return open_disk_tier(
-            options,
-            fleet,
+        around = Surroundings(
             self._pool.block_size,
             find=self._pool.find,
-            between_steps=self._engine.call,
-            prefill_rate=lambda: scheduler.prefill_rate.value,
+            between_steps=engine.call,
+            prefill_rate=lambda: engine.scheduler.prefill_rate.value,
             shared_root=shared_root,
         )
+        self.tiers = TierStack(open_tiers(parts.tiers, fleet, around))
 
     # -- a prompt: event loop --
 
     async def restore(self, chain: HashChain, token_ids: Sequence[TokenId]) -> tuple[RestoredBlocks, ...]:
-        """What only the disk holds of the prompt, where loading beats computing; asks first who else has it."""
+        """What only the tiers hold of the prompt, where loading beats computing; asks first who else has it."""
         await self._ask_index(chain)
-        if self.disk is None:
-            return ()
-        return await self.disk.restore(chain, token_ids, self._pool.num_cached_prefix_blocks(chain.hashes))
+        return await self.tiers.restore(chain, token_ids, self._pool.num_cached_prefix_blocks(chain.hashes))
 
     async def _ask_index(self, chain: HashChain) -> None:
         """Redis, only where it can know more than the pool: a live peer exists and the pool misses some of it."""
@@ -78,15 +71,13 @@ class LowerTiers:
     # -- what a step stored and removed --
 
     def offer(self, result: StepResult, tenant_root: Callable[[str, str | None], BlockHash]) -> None:
-        """Engine thread: what the disk may write. tenant_root: of a tenant's id, and of no salt."""
-        if self.disk is None:
-            return
-        self.disk.removed(result.removed)
+        """Engine thread: what the tiers may write. tenant_root: of a tenant's id, and of no salt."""
+        self.tiers.removed(result.removed)
         for output in result.outputs:
             parent: BlockHash | None = None
             for root, hashes, owner in output.stored:
                 tenant = root if owner is None else tenant_root(owner, None)
-                self.disk.offer(Anchor(root, parent or root, tenant), hashes)
+                self.tiers.offer(Anchor(root, parent or root, tenant), hashes)
                 parent = hashes[-1]
 
     def publish(self, result: StepResult) -> None:
@@ -107,11 +98,7 @@ class LowerTiers:
 
     # -- state --
 
-    def disk_stats(self) -> DiskStats:
-        return self.disk.stats() if self.disk is not None else DiskStats()
-
     async def close(self) -> None:
-        """The engine must still run: the disk tier's last copies are made between steps."""
-        if self.disk is not None:
-            await asyncio.to_thread(self.disk.close, CALL_TIMEOUT_S)
+        """The engine must still run: the tiers' last copies are made between steps."""
+        await asyncio.to_thread(self.tiers.close, CALL_TIMEOUT_S)
         await asyncio.to_thread(self.index.stop, 1.0)

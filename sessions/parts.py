@@ -9,7 +9,7 @@ from sessions.engine.config import EngineConfig
 from sessions.hashing import RootFields
 from sessions.index import IndexSettings
 from sessions.reports import LayerKV
-from sessions.tiers import DiskOptions
+from sessions.tiers import TierOptions
 from sessions.tokenizer import Tokenizer
 from sessions.types import SharedPrompt
 
@@ -49,6 +49,7 @@ class ServiceParts:
     kv_layers: tuple[LayerKV, ...] = ()
     kv_dtype: str = ""
     shared_prompts: tuple[SharedPrompt, ...] = ()
-    disk: DiskOptions | None = None
+    tiers: TierOptions | None = None
+    """Below the pool; None: none."""
     max_stored_bytes: int = 2 << 20
     """Of one response or conversation; how many, and for how long, says `index.client.keeping`."""

@@ -1,39 +1,30 @@
-"""Picture: a tenant's tree over both tiers, of bounded size: the pool's runs, then what only the disk has. Pure.
+"""Picture: a tenant's tree over all tiers, of bounded size: the pool's runs, then what only lower ones have. Pure.
 
     pool   [A B C D]──[E F G H]──[I J K L]
     disk                  └───────[X Y Z W]──[…]     follows a block of the pool's run, here its second
 
-Segments on disk whose blocks follow each other without a branch are one run, as in the pool. A run on disk may begin in
-the middle of another: `start` says where.
+Segments of a tier whose blocks follow each other without a branch are one run, as in the pool. A run below the pool may
+begin in the middle of another: `start` says where.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from sessions.engine.runs import Run, Runs, count_paths
-from sessions.tiers import RecentSegment
+from sessions.tiers import RecentSegment, TierName, without
 from sessions.types import BlockHash
 
 
 class Picture(NamedTuple):
-    """runs: each after the one it follows; the first `num_in_pool` are in the pool, the others on disk alone.
+    """runs: each after the one it follows, the pool's first. tiers: where each is; below the pool what is there alone.
 
     num_left_out: branches that follow nothing that is shown.
     """
 
     runs: list[Run]
-    num_in_pool: int
+    tiers: list[Literal["pool"] | TierName]
     num_left_out: int
-
-
-class _OnDisk(NamedTuple):
-    """Blocks of a segment that the pool has not, and the block before them; None after a root."""
-
-    parent: BlockHash | None
-    hashes: Sequence[BlockHash]
-    age_s: float
 
 
 def picture_of(
@@ -46,13 +37,14 @@ def picture_of(
 ) -> Picture:
     """segments: of the same tenant, each after the one it follows. O(blocks of both)."""
     runs, num_left_out = list(pool.shown), pool.num_left_out
+    tiers: list[Literal["pool"] | TierName] = ["pool"] * len(runs)
     places = {block_hash: (at, index) for at, run in enumerate(runs) for index, block_hash in enumerate(run.hashes)}
-    pieces = [piece for segment in segments if (piece := _missing(segment, is_in_pool)) is not None]
+    pieces = [piece for segment in segments if (piece := without(segment, is_in_pool)) is not None]
     followers = Counter(piece.parent for piece in pieces)
     for piece in pieces:
         at, index = (None, -1) if piece.parent is None else places.get(piece.parent, (None, 0))
         before = None if at is None else runs[at]
-        continues = at is not None and at >= len(pool.shown) and followers[piece.parent] == 1
+        continues = at is not None and tiers[at] == piece.tier and followers[piece.parent] == 1
         if at is None or before is None or not continues or index != len(before.hashes) - 1:
             if len(runs) == max_runs or (piece.parent is not None and at is None):
                 num_left_out += 1
@@ -60,17 +52,9 @@ def picture_of(
             start = 0 if before is None else before.start + (index + 1) * block_size
             at, before = len(runs), Run(at, start, age_s=piece.age_s)
             runs.append(before)
+            tiers.append(piece.tier)
         places |= {block_hash: (at, len(before.hashes) + more) for more, block_hash in enumerate(piece.hashes)}
         before.hashes += piece.hashes
         before.num_tokens += len(piece.hashes) * block_size
     count_paths(runs)
-    return Picture(runs, len(pool.shown), num_left_out)
-
-
-def _missing(segment: RecentSegment, is_in_pool: Callable[[BlockHash], bool]) -> _OnDisk | None:
-    """Bisection is legal because what the pool stores is prefix-closed."""
-    hashes = segment.hashes
-    num_held = bisect_left(hashes, True, key=lambda block_hash: not is_in_pool(block_hash))
-    if num_held == len(hashes):
-        return None
-    return _OnDisk(hashes[num_held - 1] if num_held else segment.parent, hashes[num_held:], segment.age_s)
+    return Picture(runs, tiers, num_left_out)

@@ -72,6 +72,17 @@ def parse_disk_size(text: str) -> int:
     return int(size.amount)
 
 
+def parse_host_memory_size(text: str) -> int | None:
+    """Bytes, as "4GiB"; "0" is none, "auto" is None. Raises ValueError with one clear sentence."""
+    if text.strip().lower() == "auto":
+        return None
+    try:
+        return parse_disk_size(text)
+    except ValueError:
+        pass
+    raise ValueError(f'{text!r} is not a size of host memory: write bytes ("4GiB"), 0 for none, or auto')
+
+
 def _positive_int(amount: float, text: str) -> int:
     if amount < 1:
         raise ValueError(f"{text!r} is not a pool size: it must hold at least one")

@@ -36,11 +36,18 @@ model_changed, template_changed: by one that computes otherwise, or renders or e
 
 @dataclass(frozen=True, slots=True)
 class TokensByTier:
-    """Prompt tokens: in the pool; on disk, after those; on another replica, after those, as Redis says."""
+    """Prompt tokens: in the pool; in memory of the host, after those; on disk, after those; on another replica, after
+    those, as Redis says."""
 
     pool: int = 0
+    host: int = 0
     disk: int = 0
     elsewhere: int = 0
+
+    @property
+    def held(self) -> int:
+        """By this process."""
+        return self.pool + self.host + self.disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ class Comparison:
     """How a prompt goes with that of an earlier request.
 
     shared_tokens: leading ones, in both. parts: they go on differently after those; else one begins the other.
-    are_held: the pool and the disk had all that is shared. have_same_tools: or else that is where they part.
+    are_held: the pool and the tiers had all that is shared. have_same_tools: or else that is where they part.
     """
 
     shared_tokens: int
@@ -176,7 +183,7 @@ class Usage:
     """Tokens of one chat request, over all its choices.
 
     cached_tokens: prompt tokens whose KV came from the pool or below (the best over the choices' shared prompt).
-    restored_tokens: those of them that came from disk.
+    restored_tokens: those of them that came from below it.
     cache_write_tokens: prompt tokens computed now and kept for later turns.
     accepted_prediction_tokens, rejected_prediction_tokens: tokens of the prediction that were tried as drafts.
     reasoning_tokens: completion tokens up to the end of the model's reasoning.
@@ -263,6 +270,14 @@ class Stats:
     index_dropped: int = 0
     index_elsewhere_tokens: int = 0
     """Prompt tokens that only another replica holds, as Redis says."""
+    host_blocks: int = 0
+    """Blocks and bytes in memory of the host now, below the pool."""
+    host_bytes: int = 0
+    host_written_blocks: int = 0
+    host_dropped_paths: int = 0
+    """Prompts and turns that could not be copied whole."""
+    host_loaded_tokens: int = 0
+    host_errors: int = 0
     disk_blocks: int = 0
     """Blocks and bytes on disk now."""
     disk_bytes: int = 0

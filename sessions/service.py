@@ -85,8 +85,8 @@ class ChatService:
         self.texts = Texts(parts.tokenizer, self._prompter)
         self._sightings = Sightings(self.index, parts.secret, parts.root_fields)
         known = self.engine, self._prompter, self._replies, self._sightings
-        self.cache = CacheControl(*known, self._lower.disk)
-        self._explainer = Explainer(*known, self.index, self._lower.disk, parts.tokenizer)
+        self.cache = CacheControl(*known, self._lower.tiers)
+        self._explainer = Explainer(*known, self.index, self._lower.tiers, parts.tokenizer)
 
     # -- requests --
 
@@ -287,7 +287,7 @@ class ChatService:
     # -- what a step did --
 
     def _deliver(self, result: StepResult) -> None:
-        """Engine thread: tell the disk tier what it may write, then cross to the event loop once per step."""
+        """Engine thread: tell the tiers what they may write, then cross to the event loop once per step."""
         self._lower.offer(result, self.root_of)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._dispatch, result)

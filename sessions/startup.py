@@ -7,7 +7,7 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
@@ -19,10 +19,10 @@ from sessions.hashing import RootFields
 from sessions.index import IndexSettings
 from sessions.model_folder import ModelFolder, config_digest, resolve_model
 from sessions.parts import IndexOptions, ServiceParts
-from sessions.pool_size import parse_budgets, parse_disk_size, parse_pool_size
+from sessions.pool_size import parse_budgets, parse_disk_size, parse_host_memory_size, parse_pool_size
 from sessions.reports import LayerKV
 from sessions.service import ChatService
-from sessions.tiers import DiskOptions
+from sessions.tiers import TierOptions
 from sessions.tokenizer import Tokenizer
 from sessions.types import SharedPrompt
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from sessions.engine.loaded import LoadedModel
 
 log = structlog.get_logger(__name__)
+
+AUTO_HOST_SHARE: Final = 0.25
+"""Of the free memory of the host, for the KV of a pool on a GPU: the rest is for files, and for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class ServiceOptions:
     index: Literal["auto", "redis", "embedded", "off"] = "auto"
     redis_url: str = ""
     redis_timeout_ms: int = 50
+    host_memory_size: str = "auto"
     disk_size: str = "0"
     secret: str = ""
     shared_prompts: tuple[SharedPrompt, ...] = ()
@@ -141,7 +145,7 @@ def _load(options: ServiceOptions) -> tuple[ServiceParts, Runner]:
             for kv in cache.layers
         ),
         kv_dtype=str(cache.dtype).removeprefix("torch."),
-        disk=_disk_options(options, cache),
+        tiers=_tier_options(options, cache),
         shared_prompts=options.shared_prompts,
         max_stored_bytes=options.max_stored_bytes,
     )
@@ -201,9 +205,18 @@ def _index_options(options: ServiceOptions) -> IndexOptions:
     return IndexOptions(options.index, options.redis_url, options.redis_timeout_ms, client, data)
 
 
-def _disk_options(options: ServiceOptions, cache: "KVCache") -> DiskOptions | None:
-    max_bytes = parse_disk_size(options.disk_size)
-    return DiskOptions(options.cache_dir / "kv", max_bytes, cache) if max_bytes else None
+def _tier_options(options: ServiceOptions, cache: "KVCache") -> TierOptions:
+    """By itself, memory of the host is a tier where the pool is not in it. Raises ModelRefused if that does not fit."""
+    from sessions.engine.kv_cache import free_host_bytes
+
+    host_bytes, free = parse_host_memory_size(options.host_memory_size), free_host_bytes()
+    if host_bytes is None:
+        host_bytes = int(AUTO_HOST_SHARE * free) if cache.device.type == "cuda" else 0
+    if host_bytes > free:
+        raise ModelRefused(
+            f"a tier of {host_bytes / 2**30:.1f} GiB in host memory does not fit: {free / 2**30:.1f} GiB are free"
+        )
+    return TierOptions(cache, host_bytes, parse_disk_size(options.disk_size), options.cache_dir / "kv")
 
 
 def _root_fields(

@@ -20,7 +20,7 @@ from sessions.generation import Generation
 from sessions.hashing import RootFields
 from sessions.parts import IndexOptions, ServiceParts
 from sessions.service import ChatService
-from sessions.tiers import DiskOptions
+from sessions.tiers import TierOptions
 from sessions.tokenizer import Tokenizer
 from sessions.types import ChatRequest, SharedPrompt
 
@@ -48,6 +48,9 @@ class FakeRunner:
         self.slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
         self.num_computed_tokens = 0
         self.block_bytes = block_size * 16
+
+    def host_rows(self, num_rows: int, row_bytes: int) -> npt.NDArray[np.uint8]:
+        return np.zeros((num_rows, row_bytes), np.uint8)
 
     def read_blocks(self, block_ids: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
         for row, block_id in zip(out, block_ids, strict=True):
@@ -155,6 +158,7 @@ async def open_fake_service(
     max_num_waiting: int = 256,
     tokenizer: Tokenizer | None = None,
     disk: tuple[Path, int] | None = None,
+    host_bytes: int = 0,
     budgets: dict[str, int] | None = None,
     shared_prompts: Sequence[SharedPrompt] = (),
     max_stored_bytes: int = 2 << 20,
@@ -177,7 +181,7 @@ async def open_fake_service(
         b"s" * 32,
         max_num_waiting,
         index or IndexOptions(),
-        disk=DiskOptions(*disk, runner) if disk else None,
+        tiers=TierOptions(runner, host_bytes, disk[1] if disk else 0, disk[0] if disk else Path()),
         keeps_reasoning=keeps_reasoning,
         budgets=budgets or {},
         shared_prompts=tuple(shared_prompts),

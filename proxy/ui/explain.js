@@ -102,15 +102,16 @@ function example(day) {
 
 function told(found) {
   const { tiers, prompt_tokens: total } = found;
-  const left = total - tiers.pool - tiers.disk - tiers.elsewhere;
-  const shares = [["pool", tiers.pool], ["disk", tiers.disk], ["own", tiers.elsewhere], ["new", left]];
+  const left = total - tiers.pool - tiers.host - tiers.disk - tiers.elsewhere;
+  const shares = [["pool", tiers.pool], ["host", tiers.host], ["disk", tiers.disk], ["own", tiers.elsewhere], ["new", left]];
   const nodes = [
     element("h3", { class: `kind ${found.class}` }, KINDS[found.class] ?? found.class),
     bar(shares.map(([kind, tokens]) => [kind, tokens / total])),
     element(
       "p",
       { class: "note" },
-      `${count(total)} prompt tokens · ${count(tiers.pool)} in the pool · ${count(tiers.disk)} on disk · ` +
+      `${count(total)} prompt tokens · ${count(tiers.pool)} in the pool · ${count(tiers.host)} in host memory · ` +
+        `${count(tiers.disk)} on disk · ` +
         `${count(tiers.elsewhere)} on another replica · ${count(left)} to compute`,
     ),
   ];

@@ -79,8 +79,9 @@ export class Figures {
   }
 
   show({ pool, window, running, waiting }) {
+    const host = pool.host_bytes ? ` · ${bytes(pool.host_bytes)} in host memory` : "";
     const disk = pool.disk_bytes ? ` · ${bytes(pool.disk_bytes)} on disk` : "";
-    this.#pool.show(percent(pool.cached), `of ${count(pool.tokens)} tokens · ${percent(pool.held)} held${disk}`, [pool.cached, pool.held]);
+    this.#pool.show(percent(pool.cached), `of ${count(pool.tokens)} tokens · ${percent(pool.held)} held${host}${disk}`, [pool.cached, pool.held]);
     const share = window.prompt_tokens ? window.cached_tokens / window.prompt_tokens : null;
     const looked = window.prompt_tokens ? `${count(window.cached_tokens)} of ${count(window.prompt_tokens)} prompt tokens` : "no prompt in the last minute";
     this.#share.show(share === null ? "–" : percent(share), looked, [share]);

@@ -101,7 +101,7 @@ export class TreePicture {
       ["tokens", `${count(node.start)} to ${count(node.start + node.tokens)}`],
       ["paths", count(node.paths)],
       ["hits", count(node.hits)],
-      ["tier", node.tier === "pool" ? "pool" : "disk"],
+      ["tier", node.tier === "host" ? "host memory" : node.tier],
       ["held by", counted(node.running, "request", "requests")],
       ["last used", node.running || node.age_s < 1 ? "now" : `${age(node.age_s)} ago`],
     ];
@@ -186,6 +186,8 @@ function link(node, at) {
   return [svg("path", { d: own.y === before.y ? `M${x},${own.y}H${own.x}` : d })];
 }
 
+const WHERE = { pool: "in the pool", host: "in host memory only", disk: "on disk only" };
+
 const freshness = (unused) => Math.max(0.3, 1 - Math.log10(1 + unused) / 5).toFixed(2);
 
 function labelled(node, at) {
@@ -197,7 +199,7 @@ function labelled(node, at) {
 function described(node) {
   const parts = [
     counted(node.tokens, "token", "tokens"),
-    node.tier === "pool" ? "in the pool" : "on disk only",
+    WHERE[node.tier],
     counted(node.paths, "path", "paths"),
     counted(node.hits, "hit", "hits"),
     node.running ? `held by ${counted(node.running, "request", "requests")}` : `last used ${age(node.age_s)} ago`,

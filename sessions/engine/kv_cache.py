@@ -70,6 +70,7 @@ class KVCache:
         self._bytes = [part.view(num_blocks, -1).view(torch.uint8) for part in self._parts]
         self.block_bytes = sum(part.shape[1] for part in self._bytes)
         shapes = ["x".join(map(str, part.shape[1:])) for part in self._parts]
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.layout = f"{dtype} {' '.join(shapes)}"
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -99,32 +100,55 @@ class KVCache:
         for part in self._parts:
             part[destination] = part[source]
 
+    def host_rows(self, num_rows: int, row_bytes: int) -> npt.NDArray[np.uint8]:
+        """Zeros [num_rows, row_bytes] in memory of the host; pinned for a GPU, which then copies without its threads.
+
+        Any thread. Raises MemoryError.
+        """
+        if self.device.type != "cuda":
+            return np.zeros((num_rows, row_bytes), np.uint8)
+        try:
+            return torch.zeros((num_rows, row_bytes), dtype=torch.uint8, pin_memory=True).numpy()
+        except RuntimeError as error:
+            raise MemoryError(f"{num_rows * row_bytes} bytes cannot be pinned") from error
+
     def read_blocks(self, block_ids: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
         """Copy whole blocks to the host, into `out` [n, block_bytes]. Any thread; may be torn if they are written.
 
-        numpy does it on CPU: an operator of torch would start a second team of threads beside the engine's.
+        numpy does it on CPU: an operator of torch would start a second team of threads beside the engine's. On a GPU
+        it is a stream of its own, after what the engine has queued so far and beside what it queues from now on.
         """
         ids = np.asarray(block_ids)
+        if self._copies is not None:
+            return self._read_from_gpu(self._copies, ids, out)
         start = 0
         for part in self._bytes:
             end = start + part.shape[1]
-            if part.device.type == "cpu":
-                out[:, start:end] = part.numpy()[ids]
-            else:
-                out[:, start:end] = part[torch.from_numpy(ids).to(part.device)].cpu().numpy()
+            out[:, start:end] = part.numpy()[ids]
             start = end
+        return None
+
+    def _read_from_gpu(self, copies: torch.cuda.Stream, ids: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        staged = torch.from_numpy(out if out.flags.c_contiguous else self.host_rows(*out.shape))
+        with torch.cuda.stream(copies):
+            copies.wait_stream(torch.cuda.default_stream(self.device))
+            index = torch.from_numpy(ids).to(self.device)
+            staged.copy_(torch.cat([part[index] for part in self._bytes], dim=1), non_blocking=True)
+            copies.synchronize()
+        if not out.flags.c_contiguous:
+            out[:] = staged.numpy()
 
     def write_blocks(self, block_ids: Sequence[int], payload: npt.NDArray[np.uint8]) -> None:
         """The inverse: `payload` [n, block_bytes] becomes the KV of these blocks."""
         ids = np.asarray(block_ids)
+        rows = torch.from_numpy(np.ascontiguousarray(payload)).to(self.device) if self._copies is not None else None
         start = 0
         for part in self._bytes:
             end = start + part.shape[1]
-            if part.device.type == "cpu":
+            if rows is None:
                 part.numpy()[ids] = payload[:, start:end]
             else:
-                rows = torch.from_numpy(np.ascontiguousarray(payload[:, start:end]))
-                part[torch.from_numpy(ids).to(part.device)] = rows.to(part.device)
+                part[torch.from_numpy(ids).to(self.device)] = rows[:, start:end]
             start = end
 
 
@@ -179,4 +203,8 @@ def free_bytes(device: torch.device) -> int:
     """Memory that the pool may take a fraction of."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return free_host_bytes()
+
+
+def free_host_bytes() -> int:
     return int(psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""Restorer: what the disk holds of a prompt, read and verified before the engine sees the request. Event loop only.
+"""Restorer: what a tier holds of a prompt, read and verified before the engine sees the request. Event loop only.
 
     start() ─▶ pieces ─▶ load or recompute? ─▶ one read per piece on the loader thread ─▶ RestoredBlocks on the Request
 
@@ -18,14 +18,14 @@ from sessions.engine.request import RestoredBlocks
 from sessions.hashing import HashChain, token_bytes
 from sessions.rate import Rate
 from sessions.tiers.cost import Size, num_worth_loading
-from sessions.tiers.segment_file import Entry, Payload
+from sessions.tiers.segment import Entry, Payload
 from sessions.tiers.segment_index import Piece
 from sessions.tiers.segment_store import SegmentStore
 
 log = structlog.get_logger(__name__)
 
 MAX_BYTES_IN_FLIGHT = 512 * 2**20
-"""Memory for what was read and is not in the pool yet, over all requests."""
+"""Memory for what was read of one tier and is not in the pool yet, over all requests."""
 LONGEST_WAIT_S = 5.0
 """A disk that has not answered by then (a network folder that hangs) is not waited for."""
 
@@ -39,7 +39,7 @@ class Restorer:
         self.num_tokens_loaded = 0
         self._store = store
         self._prefill_rate = prefill_rate
-        self._executor = ThreadPoolExecutor(1, "anaphora-disk-read")
+        self._executor = ThreadPoolExecutor(1, f"anaphora-{store.tier}-read")
         self._loading: dict[tuple[Entry, ...], asyncio.Future[Payload | None]] = {}
         self._is_closed = False
         self._num_bytes_queued = 0
@@ -128,7 +128,7 @@ class Restorer:
             payload = self._store.read(piece, expected)
         except OSError as error:
             self.num_errors += 1
-            log.warning("disk tier cannot read", error=error.strerror, errors=self.num_errors)
+            log.warning("tier cannot read", tier=self._store.tier, error=error.strerror, errors=self.num_errors)
         if payload is None:
             self._let_go.append(num_bytes)
         else:

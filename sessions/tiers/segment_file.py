@@ -21,59 +21,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
 from sessions.hashing import DIGEST_BYTES, TOKEN_BYTES
+from sessions.tiers.segment import Anchor, BadSegment, Contents, Entry, Payload, SegmentShape
 from sessions.types import BlockHash
 
 MAGIC: Final = b"anaphora-kv/1\n\0\0"
-SEGMENT_TOKENS: Final = 256
-"""Tokens per file: some 6 MB of the default model, so that the disk works sequentially and files stay few."""
-
 _PAGE: Final = 4096
 _PREFIX: Final = struct.Struct("<16sII")
 _U32: Final = struct.Struct("<I")
 
-Payload = npt.NDArray[np.uint8]
-
-
-class BadSegment(Exception):
-    """The file is torn, corrupt, foreign or of another version; the message says which check failed."""
-
-
-class Entry(NamedTuple):
-    """One block of a segment. token_bytes: its ids as `hashing.token_bytes` gives them."""
-
-    block_hash: BlockHash
-    token_bytes: bytes
-
-
-class Anchor(NamedTuple):
-    """What a segment hangs on: its path's root, and the block before its first; the root again if there is none. A root
-    that begins after shared content has the last block of that before its first.
-
-    tenant: the root that its tenant has without a salt, so that all of a tenant's is found, whatever its root.
-    """
-
-    root: BlockHash
-    parent: BlockHash
-    tenant: BlockHash
-
-
-class Contents(NamedTuple):
-    """What a file says it holds. used_at_ns: when it was last written or read, wall clock."""
-
-    anchor: Anchor
-    entries: list[Entry]
-    used_at_ns: int
-
 
 @dataclass(frozen=True)
-class SegmentFormat:
+class SegmentFormat(SegmentShape):
     """What all files of one namespace have in common.
 
     namespace: fingerprint of model, numerics, template and secret. layout: shapes and dtype of a block's bytes.
@@ -81,13 +45,6 @@ class SegmentFormat:
 
     namespace: bytes
     layout: str
-    block_size: int
-    block_bytes: int
-
-    @property
-    def capacity(self) -> int:
-        """Blocks per file."""
-        return max(1, SEGMENT_TOKENS // self.block_size)
 
     @property
     def stride(self) -> int:
@@ -121,12 +78,8 @@ class SegmentFormat:
         packed: bytes = msgpack.packb(header)
         return _PREFIX.pack(MAGIC, len(packed), zlib.crc32(packed)) + packed
 
-    def file_bytes(self, num_blocks: int) -> int:
+    def segment_bytes(self, num_blocks: int) -> int:
         return self.data_at + num_blocks * self.stride
-
-    def buffer(self, num_blocks: int) -> Payload:
-        """uint8 [num_blocks, stride]: rows as they stand in a file, the padding included."""
-        return np.zeros((num_blocks, self.stride), np.uint8)
 
 
 def create(path: Path, form: SegmentFormat, anchor: Anchor) -> None:
@@ -160,7 +113,7 @@ def cut(path: Path, form: SegmentFormat, num_blocks: int) -> None:
     with path.open("r+b", buffering=0) as file:
         file.seek(form.entries_at + num_blocks * form.entry_bytes)
         _write(file, bytes((form.capacity - num_blocks) * form.entry_bytes))
-        file.truncate(form.file_bytes(num_blocks))
+        file.truncate(form.segment_bytes(num_blocks))
 
 
 def read_contents(path: Path, form: SegmentFormat) -> Contents:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from sessions.tiers.segment_file import Anchor
+from sessions.tiers.segment import Anchor
 from sessions.types import BlockHash
 
 

@@ -1,63 +1,33 @@
-"""SegmentStore: the folder of segment files, its bound, and what of it is indexed. Any thread; blocking I/O.
+"""SegmentStore: the segments of one tier, their bound, and what of it is indexed. Any thread; blocking I/O.
 
-    <folder>/lock                     held while a process owns the folder; the system frees it when the process dies
-    <folder>/<namespace>/<hash>       one segment each; 0700 and 0600, for KV is readable text to whoever reads it
-
-Over the bound, files of other namespaces (another model, another secret, an older version) go first, then our segments,
-least recently used first. When a segment was used outlives the process as the time of its file. Of two locks inside one
-is held by whoever changes files, the other guards the index and is never held during I/O: a file is longer than the
-index says or as long, and may vanish or change under a reader, who then finds a miss.
+Over the bound, what others left goes first, then our segments, least recently used first. Of two locks one is held by
+whoever changes segments, the other guards the index and is never held during I/O: what lies in the medium is as much as
+the index says or more, and may vanish or change under a reader, who then finds a miss.
 """
 
 import contextlib
-import os
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import structlog
 
-from sessions.tiers.segment_file import (
-    Anchor,
-    BadSegment,
-    Contents,
-    Entry,
-    Payload,
-    SegmentFormat,
-    append,
-    create,
-    cut,
-    read_blocks,
-    read_contents,
-)
+from sessions.tiers.segment import Anchor, BadSegment, Contents, Entry, Medium, Payload, SegmentShape, TierName
 from sessions.tiers.segment_index import Piece, Segment, SegmentIndex
 from sessions.types import BlockHash
 
 log = structlog.get_logger(__name__)
 
 
-class FolderInUse(Exception):
-    """Another process owns the folder."""
-
-
-class ForeignFile(NamedTuple):
-    """A file of another namespace: nothing but bytes that count."""
-
-    path: Path
-    num_bytes: int
-
-
-class DiskHolding(NamedTuple):
-    """A path on disk, as its tenant lists it.
+class TierHolding(NamedTuple):
+    """A path in a tier, as its tenant lists it.
 
     leaf_hash: of its last block. num_shared_tokens: leading ones that another path has too. age_s: since it was last
     written or read.
     """
 
+    tier: TierName
     leaf_hash: BlockHash
     num_tokens: int
     num_shared_tokens: int
@@ -66,52 +36,50 @@ class DiskHolding(NamedTuple):
 
 
 class RecentSegment(NamedTuple):
-    """Blocks on disk that follow each other. parent: the block before them; None after a root. age_s: since it was last
-    written or read."""
+    """Blocks in a tier that follow each other. parent: the block before them; None after a root. age_s: since it was
+    last written or read."""
 
+    tier: TierName
     parent: BlockHash | None
     hashes: tuple[BlockHash, ...]
     age_s: float
 
 
 class SegmentStore:
-    """Raises OSError or FolderInUse when made; afterwards `append` and `read` may raise OSError, nothing else does.
+    """Raises OSError when made; afterwards `append`, `read` and `drop` may raise OSError, nothing else does.
 
-    max_bytes: bound of all files together. shared_root: as in `SegmentIndex`.
+    max_bytes: bound of all that lies in the medium. shared_root: as in `SegmentIndex`.
     """
 
-    def __init__(self, folder: Path, form: SegmentFormat, max_bytes: int, shared_root: BlockHash | None = None) -> None:
-        self.form = form
+    def __init__(self, medium: Medium, max_bytes: int, shared_root: BlockHash | None = None) -> None:
+        self.form: SegmentShape = medium.form
+        self.tier: TierName = medium.tier
         self.max_bytes = max_bytes
         self.num_corrupt = 0
-        """Files that were not what they must be, and are gone."""
+        """Segments that were not what they must be, and are gone."""
         self.num_drops = 0
         """Calls of `drop` that took effect, or are about to."""
-        self._folder = folder / form.namespace.hex()
-        for made in (folder, self._folder):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made.chmod(0o700)
-        self._owner = _own(folder)
+        self._medium = medium
         self._files_lock = threading.Lock()
         self._lock = threading.Lock()
-        self._index = SegmentIndex(form.capacity, shared_root)
+        self._index = SegmentIndex(self.form.capacity, shared_root)
         started_at = time.monotonic()
         self._num_bytes = 0
-        self._foreign = deque(_foreign_files(folder, self._folder.name))
-        self._scan()
+        found, self.num_corrupt = medium.found()
+        self._adopt(dict(found))
         self._make_room(0, ())
         log.info(
-            "disk tier ready",
+            "tier ready",
+            tier=self.tier,
             blocks=self.num_blocks,
             mib=round(self.num_bytes / 2**20),
-            other_mib=round(sum(file.num_bytes for file in self._foreign) / 2**20),
+            other_mib=round(medium.num_other_bytes / 2**20),
             removed=self.num_corrupt,
             seconds=round(time.monotonic() - started_at, 3),
         )
 
     def close(self) -> None:
-        """Let another process own the folder."""
-        self._owner.release()
+        self._medium.close()
 
     @property
     def num_blocks(self) -> int:
@@ -119,7 +87,7 @@ class SegmentStore:
 
     @property
     def num_bytes(self) -> int:
-        """Of our own namespace."""
+        """Of our own segments."""
         return self._num_bytes
 
     # -- lookup --
@@ -134,17 +102,17 @@ class SegmentStore:
         with self._lock:
             return self._index.pieces(root, hashes, start)
 
-    def holdings(self, tenant: BlockHash) -> list[DiskHolding]:
+    def holdings(self, tenant: BlockHash) -> list[TierHolding]:
         """Every path of a tenant's, the last used first. Blocking I/O."""
         with self._lock:
             paths = self._index.paths_of(tenant)
         size, found = self.form.block_size, []
         for segment, num_blocks, num_shared in reversed(paths):
             with contextlib.suppress(FileNotFoundError):  # it went meanwhile
-                age_s = self._age_s(segment.name)
+                age_s = self._medium.age_s(segment.name)
                 num_bytes = num_blocks * self.form.stride
                 leaf = segment.hashes[-1]
-                found.append(DiskHolding(leaf, num_blocks * size, num_shared * size, num_bytes, age_s))
+                found.append(TierHolding(self.tier, leaf, num_blocks * size, num_shared * size, num_bytes, age_s))
         return found
 
     def recent(self, tenant: BlockHash, most: int) -> list[RecentSegment]:
@@ -156,17 +124,17 @@ class SegmentStore:
         for name, anchor, hashes in copies:
             with contextlib.suppress(FileNotFoundError):  # it went meanwhile
                 parent = None if anchor.parent == anchor.root else anchor.parent
-                found.append(RecentSegment(parent, hashes, self._age_s(name)))
+                found.append(RecentSegment(self.tier, parent, hashes, self._medium.age_s(name)))
         return found
-
-    def _age_s(self, name: str) -> float:
-        now_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        return max(0, now_ns - self._path(name).stat().st_mtime_ns) / 1e9
 
     def num_blocks_of(self, tenant: BlockHash) -> int:
         """Blocks of a tenant's, each counted once. O(segments)."""
         with self._lock:
             return sum(len(segment.hashes) for segment in self._index if segment.anchor.tenant == tenant)
+
+    def has(self, block_hash: BlockHash) -> bool:
+        with self._lock:
+            return self._index.place_of(block_hash) is not None
 
     def touch(self, block_hash: BlockHash) -> None:
         """The path up to this block was used now."""
@@ -176,12 +144,12 @@ class SegmentStore:
                 self._index.touch(segment)
 
     def room_after(self, root: BlockHash, parent: BlockHash) -> int:
-        """How many blocks after `parent` one `append` takes: what its file has room for, or a file of their own."""
+        """How many blocks after `parent` one `append` takes: what its segment has room for, or one of their own."""
         with self._lock:
             growing = self._index.growing(root, parent)
             return self.form.capacity - (len(growing.hashes) if growing else 0)
 
-    # -- files --
+    # -- contents --
 
     def append(self, after: Anchor, entries: Sequence[Entry], rows: Payload, num_drops: int) -> bool:
         """Store blocks that follow `after.parent`, at most `room_after` of them. One thread only. Raises OSError.
@@ -203,13 +171,13 @@ class SegmentStore:
                 return False
             kept = tuple(before.needed()) if before is not None else ()
         num_before = len(growing.hashes) if growing else 0
-        num_bytes = self.form.file_bytes(len(entries)) if growing is None else len(entries) * self.form.stride
+        num_bytes = self.form.segment_bytes(len(entries)) if growing is None else len(entries) * self.form.stride
         if not self._make_room(num_bytes, kept):
             return False
-        path = self._path(growing.name if growing else hashes[0].hex())
+        name = growing.name if growing else hashes[0].hex()
         anchor = growing.anchor if growing else after
         try:
-            self._write(path, anchor, num_before, entries, rows)
+            self._medium.append(name, anchor, num_before, entries, rows)
         except FileNotFoundError:
             if growing is None:
                 raise
@@ -219,18 +187,17 @@ class SegmentStore:
             is_stored = self._enter(growing, anchor, hashes)
             self._num_bytes += num_bytes if is_stored else 0
         if not is_stored:
-            self._undo(path, num_before)
+            self._medium.cut(name, num_before)
         return is_stored
 
     def read(self, piece: Piece, expected: Sequence[Entry]) -> Payload | None:
-        """The KV of a piece, uint8 [num_blocks, block_bytes], if the file holds just that.
+        """The KV of a piece, uint8 [num_blocks, block_bytes], if it holds just that.
 
         None if it is gone meanwhile, or bad: then it is removed with all that follows it. Raises OSError.
         """
-        segment, path = piece.segment, self._path(piece.segment.name)
+        segment = piece.segment
         try:
-            payload = read_blocks(path, self.form, segment.anchor, piece.first, expected)
-            os.utime(path)
+            payload = self._medium.read(segment.name, segment.anchor, piece.first, expected)
         except (FileNotFoundError, BadSegment) as error:
             self._refuse(piece, expected, error)
             return None
@@ -240,14 +207,14 @@ class SegmentStore:
         return payload
 
     def _refuse(self, piece: Piece, expected: Sequence[Entry], error: Exception) -> None:
-        """The file is not what the index says; nor is that anything, where it was dropped meanwhile."""
+        """It is not what the index says; nor is that anything, where it was dropped meanwhile."""
         with self._files_lock:
             with self._lock:
                 is_indexed = self._index.holds(piece, [entry.block_hash for entry in expected])
             if not is_indexed:
                 return
             if isinstance(error, BadSegment):
-                log.warning("segment refused", name=piece.segment.name, reason=str(error))
+                log.warning("segment refused", tier=self.tier, name=piece.segment.name, reason=str(error))
                 self.num_corrupt += 1
             self._remove(piece.segment)
 
@@ -273,17 +240,17 @@ class SegmentStore:
             return segment.anchor.root, self._index.chain_to(leaf)
 
     def num_needed(self, hashes: Sequence[BlockHash]) -> int:
-        """How many leading blocks of a path other paths on disk need too. No I/O."""
+        """How many leading blocks of a path other paths here need too. No I/O."""
         with self._lock:
             return self._index.num_needed(hashes)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless index, files and sizes agree. Only while nobody writes."""
+        """Raise AssertionError unless index, medium and sizes agree. Only while nobody writes."""
         with self._lock:
             self._index.check_integrity()
             assert self._num_bytes == self._size_of(list(self._index)), "the byte count is wrong"
             names = {segment.name for segment in self._index}
-        assert names == {path.name for path in self._folder.iterdir()}, "files and index disagree"
+        assert names == self._medium.names(), "medium and index disagree"
 
     # -- inside --
 
@@ -296,35 +263,14 @@ class SegmentStore:
         self._index.extend(growing, hashes)
         return True
 
-    def _path(self, name: str) -> Path:
-        return self._folder / name
-
     def _size_of(self, segments: Sequence[Segment]) -> int:
-        return sum(self.form.file_bytes(len(segment.hashes)) for segment in segments)
-
-    def _write(self, path: Path, anchor: Anchor, num_before: int, entries: Sequence[Entry], rows: Payload) -> None:
-        """What a failed write leaves behind, a full disk above all, is cut off again."""
-        try:
-            if not num_before:
-                create(path, self.form, anchor)
-            append(path, self.form, anchor, num_before, entries, rows)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._undo(path, num_before)
-            raise
-
-    def _undo(self, path: Path, num_before: int) -> None:
-        """What was written does not count. What the file had before does."""
-        if num_before:
-            cut(path, self.form, num_before)
-        else:
-            path.unlink(missing_ok=True)
+        return sum(self.form.segment_bytes(len(segment.hashes)) for segment in segments)
 
     def _make_room(self, num_bytes: int, kept: Sequence[Segment]) -> bool:
         """Delete what goes first until `num_bytes` more fit; False if only `kept` is left to go. Raises OSError."""
-        while self._num_bytes + sum(file.num_bytes for file in self._foreign) + num_bytes > self.max_bytes:
-            if self._foreign:
-                self._foreign.popleft().path.unlink(missing_ok=True)
+        while self._num_bytes + self._medium.num_other_bytes + num_bytes > self.max_bytes:
+            if self._medium.num_other_bytes:
+                self._medium.make_room()
                 continue
             with self._lock:
                 oldest = self._index.oldest()
@@ -338,7 +284,7 @@ class SegmentStore:
         self._cut(segment, 0)
 
     def _cut(self, segment: Segment, num_kept: int) -> list[BlockHash]:
-        """Forget what a segment has after its first blocks, and all that follows that; then change the files.
+        """Forget what a segment has after its first blocks, and all that follows that; then change the medium.
 
         Leaves go first. Returns the blocks.
         """
@@ -349,30 +295,14 @@ class SegmentStore:
             hashes, removed = self._index.cut(segment, num_kept)
             self._num_bytes -= self._size_of(removed) + num_cut * self.form.stride
         for gone in removed:
-            self._path(gone.name).unlink(missing_ok=True)
+            self._medium.cut(gone.name, 0)
         if num_kept:
-            with contextlib.suppress(FileNotFoundError):  # somebody else deleted it
-                cut(self._path(segment.name), self.form, num_kept)
+            self._medium.cut(segment.name, num_kept)
         return hashes
 
-    def _scan(self) -> None:
-        """Index what is there, by headers alone. A file that is bad, or follows nothing, is removed."""
-        found: dict[BlockHash, Contents] = {}
-        for item in os.scandir(self._folder):
-            path = self._folder / item.name
-            try:
-                contents = read_contents(path, self.form)
-                if contents.entries[0].block_hash.hex() != item.name:
-                    raise BadSegment("the name is not its first block's")
-                found[contents.entries[0].block_hash] = contents
-            except BadSegment:
-                self.num_corrupt += 1
-                path.unlink()
-        self._adopt(found)
-
-    def _adopt(self, found: dict[BlockHash, Contents]) -> None:
+    def _adopt(self, found: dict[str, Contents]) -> None:
         """Add segments in the order of their paths, then put them in the order of their last use."""
-        after: dict[BlockHash, list[BlockHash]] = {}
+        after: dict[BlockHash, list[str]] = {}
         for name, contents in found.items():
             after.setdefault(contents.anchor.parent, []).append(name)
         adopted: list[tuple[int, Segment]] = []
@@ -390,23 +320,4 @@ class SegmentStore:
         self._num_bytes = self._size_of([segment for _, segment in adopted])
         for name in found:
             self.num_corrupt += 1
-            self._path(name.hex()).unlink()
-
-
-def _own(folder: Path) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(folder / "lock", mode=0o600, thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise FolderInUse(f"another process uses {folder}") from None
-    return lock
-
-
-def _foreign_files(folder: Path, our_name: str) -> list[ForeignFile]:
-    """Files of the other namespaces, oldest first."""
-    found = []
-    for namespace in folder.iterdir():
-        if namespace.is_dir() and namespace.name != our_name:
-            found += [(path, path.stat()) for path in namespace.iterdir() if path.is_file()]
-    found.sort(key=lambda pair: pair[1].st_mtime_ns)
-    return [ForeignFile(path, status.st_size) for path, status in found]
+            self._medium.cut(name, 0)

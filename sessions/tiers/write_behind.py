@@ -1,4 +1,4 @@
-"""WriteBehind: blocks of finished prompts and turns to disk, off the step. Owns one thread and its queue.
+"""WriteBehind: blocks of finished prompts and turns into a tier, off the step. Owns one thread and its queue.
 
 It holds no block. It copies what it finds and asks afterwards whether that was still true:
 
@@ -21,7 +21,7 @@ import structlog
 
 from sessions.engine.block import Block
 from sessions.hashing import token_bytes
-from sessions.tiers.segment_file import Anchor, Entry, Payload
+from sessions.tiers.segment import Anchor, Entry, Payload
 from sessions.tiers.segment_store import SegmentStore
 from sessions.types import BlockHash
 
@@ -33,17 +33,21 @@ MAX_QUEUED = 512
 STEP_TIMEOUT_S = 30.0
 """A step that takes longer than this is not waited for."""
 PAUSE_S = 5.0
-"""After a failed write the disk is left alone for so long."""
+"""After a failed write the tier is left alone for so long."""
 
 
 class KVReader(Protocol):
-    """Where KV is read from (`KVCache`). block_bytes, layout: as there."""
+    """Where KV is read from (`KVCache`). All as there."""
 
     @property
     def block_bytes(self) -> int: ...
 
     @property
     def layout(self) -> str: ...
+
+    def host_rows(self, num_rows: int, row_bytes: int) -> Payload:
+        """Zeros uint8 [num_rows, row_bytes] in memory of the host, as fast to copy to as can be. Any thread. Raises
+        MemoryError."""
 
     def read_blocks(self, block_ids: Sequence[int], out: Payload) -> None:
         """Copy whole blocks into `out` [n, block_bytes]. Any thread; torn if they are written meanwhile."""
@@ -61,24 +65,24 @@ class WriteBehind:
     def __init__(self, store: SegmentStore, kv: KVReader, find: Find, between_steps: BetweenSteps) -> None:
         self.num_blocks_written = 0
         self.num_paths_dropped = 0
-        """Not all of these was written: the queue was full, blocks were evicted first, no room, or the disk failed."""
+        """Not all of these was written: the queue was full, blocks were evicted first, no room, or the tier failed."""
         self.num_errors = 0
         self._store = store
         self._kv = kv
         self._find = find
         self._between_steps = between_steps
-        self._rows = store.form.buffer(store.form.capacity)
+        self._rows = kv.host_rows(store.form.capacity, store.form.stride)
         self._queue: queue.Queue[tuple[Anchor, Sequence[BlockHash]] | None] = queue.Queue(MAX_QUEUED)
         self._copying: Collection[BlockHash] = ()
         self._is_spoiled = False
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="anaphora-disk-write", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"anaphora-{store.tier}-write", daemon=True)
         self._thread.start()
 
     # -- engine thread --
 
     def offer(self, after: Anchor, hashes: Sequence[BlockHash]) -> None:
-        """These blocks, from their root's first one on, are in the pool: write what of them is not on disk."""
+        """These blocks, from their root's first one on, are in the pool: write what of them the tier has not."""
         try:
             self._queue.put_nowait((after, hashes))
         except queue.Full:
@@ -163,7 +167,7 @@ class WriteBehind:
             return False
 
     def _failed(self, error: OSError) -> None:
-        """Warn, then leave the disk alone for a while: what comes meanwhile is dropped when the queue is full."""
+        """Warn, then leave the tier alone for a while: what comes meanwhile is dropped when the queue is full."""
         self.num_errors += 1
-        log.warning("disk tier cannot write", error=error.strerror, errors=self.num_errors)
+        log.warning("tier cannot write", tier=self._store.tier, error=error.strerror, errors=self.num_errors)
         self._closing.wait(PAUSE_S)

@@ -40,9 +40,8 @@ def asked(*said: str, tenant: Tenant = ALICE, system: str = RULES, salt: str | N
 
 
 async def found(service: ChatService, request: ChatRequest) -> int:
-    """Tokens that the request would find, in the pool or on disk."""
-    tiers = (await service.explain(request)).tiers
-    return tiers.pool + tiers.disk
+    """Tokens that the request would find, in the pool or below it."""
+    return (await service.explain(request)).tiers.held
 
 
 async def whole(service: ChatService, request: ChatRequest) -> int:
@@ -77,17 +76,17 @@ async def test_a_drop_on_disk_takes_its_own_blocks_of_a_file_and_what_follows_th
         await say(before, ONE)
         await say(before, TWO)
     async with service(disk=(tmp_path, 2**24)) as after:
-        leaves = {holding.leaf_hash for holding in await after.cache.disk_holdings(ALICE)}
+        leaves = {holding.leaf_hash for holding in await after.cache.holdings_below(ALICE)}
         assert len(leaves) == 2
         assert await after.cache.drop(ONE) > 0
         assert await found(after, TWO) >= await whole(after, TWO)
         kept = (await after.count(asked()) - 1) // SIZE * SIZE
         assert kept <= await found(after, ONE) < await whole(after, ONE)
-        (two,) = [path for path in await after.cache.disk_holdings(ALICE) if path.leaf_hash in leaves]
+        (two,) = [path for path in await after.cache.holdings_below(ALICE) if path.leaf_hash in leaves]
         assert await after.cache.drop_path(ALICE, two.leaf_hash) == two.num_tokens - two.num_shared_tokens > 0
-        (one,) = await after.cache.disk_holdings(ALICE)
+        (one,) = await after.cache.holdings_below(ALICE)
         assert await after.cache.drop_path(ALICE, one.leaf_hash) == one.num_tokens
-        assert await after.cache.disk_holdings(ALICE) == []
+        assert await after.cache.holdings_below(ALICE) == []
 
 
 async def test_an_entry_that_owns_nothing_but_its_partial_tail_can_be_dropped() -> None:
@@ -125,7 +124,7 @@ async def test_dropping_part_of_what_is_declared_takes_the_caller_s_branches_fur
         begun = asked(system=RULES)
         assert await one.cache.drop(begun) > 0
         assert await one.cache.holdings(ALICE) == ([], 0)
-        assert await one.cache.disk_holdings(ALICE) == []
+        assert await one.cache.holdings_below(ALICE) == []
         assert await found(one, alice) == shared, "the operator's stays"
         assert await found(one, bob) >= await whole(one, bob)
         assert await say(one, bob) == told
@@ -143,7 +142,7 @@ LONG = replace(ONE, params=SamplingParams(temperature=0, max_tokens=80))
 async def test_a_request_under_way_brings_nothing_back(what: str, tmp_path: Path) -> None:
     async with service() as calm:
         undisturbed = await say(calm, LONG)
-    async with service(disk=(tmp_path, 2**24)) as one:
+    async with service(disk=(tmp_path, 2**24), host_bytes=2**24) as one:
         await say(one, ONE)
         (holding,), _ = await one.cache.holdings(ALICE)
         assert holding.leaf_hash is not None
@@ -169,7 +168,7 @@ async def test_a_request_under_way_brings_nothing_back(what: str, tmp_path: Path
         dropped_from = (await one.count(asked()) - 1) // SIZE * SIZE
         limit = dropped_from if what == "the messages" else 0
         assert await found(one, ONE) < await whole(one, ONE) if limit else await found(one, ONE) == 0
-        assert await one.cache.disk_holdings(ALICE) == []
+        assert await one.cache.holdings_below(ALICE) == []
         next_turn = asked(ONE.messages[-1].content, undisturbed, "And?")
         generation = await one.start(next_turn)
         assert generation.report.num_spliced == 0, "nor its reply"

@@ -78,7 +78,7 @@ async def test_a_fresh_process_forgets_what_an_earlier_one_kept(valkey: ValkeySe
     async with service(**options) as after:
         await eventually(lambda: after.index.state == "redis")
         assert (await after.explain(asked("alice", "one"))).tiers.disk > 0
-        on_disk = (await after.cache.totals(Tenant("alice"))).disk_tokens
+        on_disk = (await after.cache.totals(Tenant("alice"))).below["disk"].num_tokens
         assert await after.cache.drop_all(Tenant("alice")) == on_disk > 0, "the pool has nothing"
         await eventually(lambda: records(valkey) == 1)
         for tenant, salt, is_held in (("alice", None, False), ("alice", "one", False), ("bob", "one", True)):
@@ -90,18 +90,20 @@ async def test_what_only_the_disk_has_is_listed_and_dropped_by_its_tenant(tmp_pa
     async with service(disk=disk) as before:
         for tenant, salt in (("alice", None), ("alice", "one"), ("bob", None)):
             await say(before, asked(tenant, salt))
-        assert await before.cache.disk_holdings(Tenant("alice")) == [], "all of it is in the pool"
+        assert await before.cache.holdings_below(Tenant("alice")) == [], "all of it is in the pool"
     async with service(disk=disk) as after:
         alice, bob = Tenant("alice"), Tenant("bob")
-        found = await after.cache.disk_holdings(alice)
+        found = await after.cache.holdings_below(alice)
         assert len(found) == 2 and all(holding.num_tokens >= len(QUESTION) // 16 * 16 for holding in found)
         totals = await after.cache.totals(alice)
-        assert totals.disk_tokens == sum(holding.num_tokens for holding in found) and totals.pool_tokens == 0
+        assert (
+            totals.below["disk"].num_tokens == sum(holding.num_tokens for holding in found) and totals.pool_tokens == 0
+        )
         assert await after.cache.drop_path(bob, found[0].leaf_hash) == 0
         assert await after.cache.drop_path(alice, found[0].leaf_hash) == found[0].num_tokens
-        left = await after.cache.disk_holdings(alice)
+        left = await after.cache.holdings_below(alice)
         assert [holding.leaf_hash for holding in left] == [found[1].leaf_hash]
-        assert len(await after.cache.disk_holdings(bob)) == 1
+        assert len(await after.cache.holdings_below(bob)) == 1
 
 
 async def test_dropping_messages_deletes_the_replies_under_their_root_alone(valkey: ValkeyServer) -> None:
@@ -151,16 +153,16 @@ async def test_what_only_the_disk_has_is_in_its_tenant_s_picture(tmp_path: Path)
         for tenant, salt in (("alice", None), ("alice", "one"), ("bob", None)):
             await say(before, asked(tenant, salt))
         drawn = await before.cache.picture(alice, 50)
-        assert len(drawn.runs) == drawn.num_in_pool == 2, "all of it is in the pool"
+        assert drawn.tiers == ["pool"] * 2, "all of it is in the pool"
     async with service(disk=disk) as after:
         drawn = await after.cache.picture(alice, 50)
-        held = await after.cache.disk_holdings(alice)
-        assert (len(drawn.runs), drawn.num_in_pool, drawn.num_left_out) == (2, 0, 0)
+        held = await after.cache.holdings_below(alice)
+        assert (drawn.tiers, drawn.num_left_out) == (["disk"] * 2, 0)
         assert sorted(run.num_tokens for run in drawn.runs) == sorted(holding.num_tokens for holding in held)
         assert len((await after.cache.picture(bob, 50)).runs) == 1
         await say(after, asked("alice"))
         drawn = await after.cache.picture(alice, 50)
-        assert (len(drawn.runs), drawn.num_in_pool) == (2, 1), "what was restored is in the pool"
+        assert drawn.tiers == ["pool", "disk"], "what was restored is in the pool"
 
 
 async def test_a_process_that_ends_while_redis_is_away_leaves_it_to_the_next(

@@ -1,8 +1,9 @@
-"""The oracle over blocks that went to disk and came back: ids are those of a cold run, wherever the disk's part ends.
+"""The oracle over blocks that went below the pool and came back: ids are those of a cold run, wherever its part ends.
 
 Real tensors of tiny models, through torch and through the kernels, KV in every dtype.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from sessions.engine.measure import prepare_model
 from sessions.engine.native.kernels import load_kernels
 from sessions.engine.request import Request, RestoredBlocks
 from sessions.hashing import token_bytes
-from sessions.tiers.segment_file import Anchor, Entry, SegmentFormat
+from sessions.tiers.segment import Anchor, Entry, SegmentShape
+from sessions.tiers.segment_file import SegmentFormat
+from sessions.tiers.segment_folder import SegmentFolder
+from sessions.tiers.segment_memory import SegmentMemory
 from sessions.tiers.segment_store import SegmentStore
 from tests.oracle import SERVED, Bench, ColdOracle, assert_right, cache_dir, families, tiny_model, tiny_prompts
 
@@ -37,15 +41,24 @@ def kv_of(bench: Bench) -> KVCache:
     return bench.runner._cache
 
 
-def write(bench: Bench, request: Request, folder: Path) -> SegmentStore:
+def on_disk(bench: Bench, folder: Path) -> SegmentStore:
+    cache, size = kv_of(bench), bench.config.block_size
+    return SegmentStore(SegmentFolder(folder, SegmentFormat(size, cache.block_bytes, b"n" * 16, cache.layout)), 2**30)
+
+
+def in_memory(bench: Bench, _: Path) -> SegmentStore:
+    cache, size = kv_of(bench), bench.config.block_size
+    return SegmentStore(SegmentMemory(SegmentShape(size, cache.block_bytes), 2**30, cache.host_rows), 2**30)
+
+
+def write(bench: Bench, request: Request, store: SegmentStore) -> SegmentStore:
     """What the writer does with a finished request's prompt."""
     cache, size = kv_of(bench), bench.config.block_size
-    store = SegmentStore(folder, SegmentFormat(b"n" * 16, cache.layout, size, cache.block_bytes), 2**30)
     parent = request.root
     for index in range(request.num_prompt_tokens // size):
         block = bench.scheduler.pool.find(request.chain.hashes[index])
         assert block is not None
-        rows = store.form.buffer(1)
+        rows = cache.host_rows(1, store.form.stride)
         cache.read_blocks([block.id], rows[:, : cache.block_bytes])
         entry = Entry(request.chain.hashes[index], token_bytes(block.token_ids))
         assert store.append(Anchor(request.root, parent, request.root), [entry], rows, store.num_drops)
@@ -66,15 +79,21 @@ def read(store: SegmentStore, request: Request, num_blocks: int) -> tuple[Restor
     return tuple(restored)
 
 
-@pytest.mark.parametrize(("kind", "kernels", "kv_dtype"), CASES)
-def test_one_answer(kind: str, kernels: bool, kv_dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "kernels", "kv_dtype", "opened"),
+    [(*case, on_disk) for case in CASES]
+    + [("llama", False, torch.float32, in_memory), ("llama", True, torch.int8, in_memory)],
+)
+def test_one_answer(
+    kind: str, kernels: bool, kv_dtype: torch.dtype, opened: Callable[[Bench, Path], SegmentStore], tmp_path: Path
+) -> None:
     loaded = load(kind, kernels, kv_dtype)
     prompt = max(tiny_prompts(), key=len)
     oracle = ColdOracle(loaded)
     oracle.learn([prompt])
     origin = Bench(loaded)
     (request,) = origin.run(prompt)
-    store = write(origin, request, tmp_path)
+    store = write(origin, request, opened(origin, tmp_path))
     for num_blocks in range((len(prompt) - 1) // origin.config.block_size + 1):
         bench = Bench(loaded)
         again = bench.add(prompt)
@@ -93,7 +112,7 @@ def test_forks_of_what_was_restored_copy_at_every_offset(kernels: bool, tmp_path
         oracle.learn(family.prompts)
         origin = Bench(loaded)
         (request,) = origin.run(family.parent)
-        store = write(origin, request, tmp_path / str(number))
+        store = write(origin, request, on_disk(origin, tmp_path / str(number)))
         bench = Bench(loaded)
         requests = [bench.add(prompt) for prompt in family.prompts]
         for one in requests:

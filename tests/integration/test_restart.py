@@ -23,6 +23,7 @@ from sessions.hashing import root_hash, tenant_key
 from sessions.service import ChatService
 from sessions.startup import ServiceOptions
 from sessions.tiers.segment_file import SegmentFormat
+from sessions.tiers.segment_folder import SegmentFolder
 from sessions.tiers.segment_store import SegmentStore
 from tests.contract.conftest import DEADLINE_S, RunningServer, shared_tokenizer
 from tests.fakes import ROOT_FIELDS, FakeRunner, open_fake_service
@@ -116,7 +117,8 @@ def store_of(folder: Path) -> SegmentStore:
     """The folder as the servers open it."""
     runner = FakeRunner(1, BLOCK_SIZE, 1)
     namespace = root_hash(ROOT_FIELDS, tenant_key(SECRET, "", None))
-    return SegmentStore(folder, SegmentFormat(namespace, runner.layout, BLOCK_SIZE, runner.block_bytes), DISK_BYTES)
+    form = SegmentFormat(BLOCK_SIZE, runner.block_bytes, namespace, runner.layout)
+    return SegmentStore(SegmentFolder(folder, form), DISK_BYTES)
 
 
 def opening(name: str) -> list[dict[str, str]]:

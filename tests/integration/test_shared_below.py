@@ -48,8 +48,8 @@ async def test_after_a_restart_shared_content_comes_from_disk_for_whoever_asks_f
     async with service(disk=(tmp_path, 2**24)) as before:
         told = await say(before, request("alice", question))
     async with service(disk=(tmp_path, 2**24)) as after:
-        assert after._lower.disk is not None
-        index = after._lower.disk._store._index
+        (disk,) = after._lower.tiers._tiers
+        index = disk.store._index
         assert {segment.head is not None for segment in index if segment.before is None} == {False, True}
         assert (await after.explain(request("alice", question))).tiers.disk > NUM_SHARED
         assert (await after.explain(request("bob", question))).tiers.disk == NUM_SHARED

@@ -92,6 +92,10 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
             "--cache-budgets (ANAPHORA_CACHE_BUDGETS): 'bob=100 tokens' is not a tenant's budget",
         ),
         ({"pool_size": "big"}, "--pool-size (ANAPHORA_POOL_SIZE): 'big' is not a pool size"),
+        (
+            {"host_memory_size": "a lot"},
+            "--host-memory-size (ANAPHORA_HOST_MEMORY_SIZE): 'a lot' is not a size",
+        ),
         ({"keepalive_s": "nan"}, "--keepalive-s (ANAPHORA_KEEPALIVE_S): the value should be"),
         ({"stable_first": "maybe"}, "--stable-first (ANAPHORA_STABLE_FIRST): the value should be a valid boolean"),
         ({"index": "redis"}, "--index redis needs --redis-url (ANAPHORA_REDIS_URL)."),

@@ -2,11 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sessions.errors import ModelRefused
-from sessions.startup import ServiceOptions, open_service, server_secret
+from sessions.startup import ServiceOptions, _tier_options, open_service, server_secret
 
 
 def test_the_operators_secret_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -30,3 +32,20 @@ async def test_a_pool_larger_than_memory_is_refused() -> None:
     options = ServiceOptions(cache_dir=Settings().cache_dir, pool_size="4096GiB", index="off")
     with pytest.raises(ModelRefused, match="does not fit"):
         await open_service(options)
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "expected"),
+    [("cpu", "auto", 0), ("cpu", "0", 0), ("cpu", "3MiB", 3 << 20), ("cuda", "0", 0), ("cuda", "auto", 100)],
+)
+def test_the_tier_in_host_memory(
+    device: str, size: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sessions.engine import kv_cache
+
+    monkeypatch.setattr(kv_cache, "free_host_bytes", lambda: 400 if device == "cuda" else 2**32)
+    cache = SimpleNamespace(device=torch.device(device))
+    tiers = _tier_options(ServiceOptions(tmp_path, host_memory_size=size), cache)  # type: ignore[arg-type]
+    assert (tiers.host_bytes, tiers.disk_bytes) == (expected, 0)
+    with pytest.raises(ModelRefused, match="in host memory does not fit"):
+        _tier_options(ServiceOptions(tmp_path, host_memory_size="5GiB"), cache)  # type: ignore[arg-type]

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from sessions.hashing import chain_hashes, token_bytes
-from sessions.tiers.segment_file import Anchor, Entry, Payload, SegmentFormat
+from sessions.tiers.segment import Anchor, Entry, Payload, SegmentShape
+from sessions.tiers.segment_file import SegmentFormat
+from sessions.tiers.segment_memory import SegmentMemory
 from sessions.tiers.segment_store import SegmentStore
 from sessions.types import BlockHash
 
-FORM = SegmentFormat(b"n" * 16, "fake 5", block_size=64, block_bytes=5000)
+FORM = SegmentFormat(64, 5000, b"n" * 16, "fake 5")
 """4 blocks a file."""
+SHAPE = SegmentShape(FORM.block_size, FORM.block_bytes)
 ROOT = BlockHash(b"r" * 16)
 CAPACITY = FORM.capacity
 
@@ -24,14 +27,14 @@ def path_of(*branches: int, root: BlockHash = ROOT) -> tuple[list[BlockHash], li
     return hashes, [Entry(h, token_bytes([b] * FORM.block_size)) for h, b in zip(hashes, branches, strict=True)]
 
 
-def kv_of(entries: Sequence[Entry], form: SegmentFormat = FORM) -> Payload:
+def kv_of(entries: Sequence[Entry], form: SegmentShape = FORM) -> Payload:
     """uint8 [len(entries), block_bytes]."""
     data = [np.frombuffer(shake_128(entry.block_hash).digest(form.block_bytes), np.uint8) for entry in entries]
     return np.stack(data)
 
 
-def rows_of(entries: Sequence[Entry], form: SegmentFormat = FORM) -> Payload:
-    rows = form.buffer(len(entries))
+def rows_of(entries: Sequence[Entry], form: SegmentShape = FORM) -> Payload:
+    rows = np.zeros((len(entries), form.stride), np.uint8)
     rows[:, : form.block_bytes] = kv_of(entries, form)
     return rows
 
@@ -50,7 +53,7 @@ def store_path(
     while start < len(hashes):
         parent = hashes[start - 1] if start else head or root
         run = entries[start : start + store.room_after(root, parent)]
-        if not store.append(Anchor(root, parent, tenant or root), run, rows_of(run), store.num_drops):
+        if not store.append(Anchor(root, parent, tenant or root), run, rows_of(run, store.form), store.num_drops):
             return False
         start += len(run)
     return True
@@ -68,6 +71,12 @@ def readable(store: SegmentStore, *branches: int, root: BlockHash = ROOT) -> int
         assert (payload == kv_of(expected, store.form)).all()
         count += piece.num_blocks
     return count
+
+
+def memory_store(max_bytes: int = 2**30, shared_root: BlockHash | None = None) -> SegmentStore:
+    """In memory of the host."""
+    memory = SegmentMemory(SHAPE, max_bytes, lambda count, size: np.zeros((count, size), np.uint8))
+    return SegmentStore(memory, max_bytes, shared_root)
 
 
 def files_under(folder: Path) -> list[Path]:

@@ -11,9 +11,10 @@ import pytest
 from sessions.hashing import HashChain, SharedContent
 from sessions.tiers import restore
 from sessions.tiers.restore import Restorer
+from sessions.tiers.segment_folder import SegmentFolder
 from sessions.tiers.segment_store import SegmentStore
 from sessions.types import BlockHash
-from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, kv_of, path_of, store_path
+from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, kv_of, memory_store, path_of, store_path
 
 LONG = tuple(range(1, 11))
 HASHES, ENTRIES = path_of(*LONG)
@@ -22,12 +23,14 @@ PROMPT = [*TOKEN_IDS, 7]
 CHAIN = HashChain(ROOT, FORM.block_size)
 CHAIN.extend(TOKEN_IDS)
 SHARED_ROOT = BlockHash(b"S" * 16)
-FILE_BYTES = CAPACITY * FORM.stride
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> SegmentStore:
-    store = SegmentStore(tmp_path, FORM, 2**30)
+ON_DISK = pytest.mark.parametrize("store", ["disk"], indirect=True)
+
+
+@pytest.fixture(params=["disk", "host"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentStore:
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), 2**30) if request.param == "disk" else memory_store()
     store_path(store, *LONG)
     return store
 
@@ -65,7 +68,7 @@ async def test_another_root_finds_nothing(restorer: Restorer) -> None:
 async def test_a_prompt_that_begins_with_shared_content_is_read_from_two_chains(
     tmp_path: Path, declared: int, num_local: int
 ) -> None:
-    store = SegmentStore(tmp_path, FORM, 2**30)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), 2**30)
     shared = path_of(*LONG[:declared], root=SHARED_ROOT)
     chain = HashChain(ROOT, FORM.block_size, SharedContent.of(SHARED_ROOT, [shared[0]]))
     chain.extend(TOKEN_IDS)
@@ -85,7 +88,7 @@ async def test_a_prompt_that_begins_with_shared_content_is_read_from_two_chains(
 
 
 async def test_a_hash_that_collides_is_a_miss(restorer: Restorer) -> None:
-    """The file's token ids are compared with the prompt's own."""
+    """What is stored has token ids, which are compared with the prompt's own."""
     forged = list(PROMPT)
     forged[5 * FORM.block_size] += 1
     restored = await restorer.restore(CHAIN, forged, 0)
@@ -98,8 +101,9 @@ async def test_requests_that_want_the_same_share_one_read(restorer: Restorer) ->
     assert [blocks.payload is twin.payload for blocks, twin in zip(*both, strict=True)] == [True] * 3
 
 
+@ON_DISK
 async def test_memory_in_flight_is_bounded_and_given_back(restorer: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "MAX_BYTES_IN_FLIGHT", 2 * FILE_BYTES)
+    monkeypatch.setattr(restore, "MAX_BYTES_IN_FLIGHT", 2 * CAPACITY * FORM.stride)
     held = await restorer.restore(CHAIN, PROMPT, 0)
     assert held[-1].end == 2 * CAPACITY
     assert await restorer.restore(CHAIN, PROMPT, 0) == ()
@@ -117,6 +121,7 @@ async def test_recomputing_is_chosen_where_it_is_faster(store: SegmentStore) -> 
     restorer.close()
 
 
+@ON_DISK
 async def test_a_disk_that_hangs_is_not_waited_for(
     restorer: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +139,7 @@ async def test_a_disk_that_hangs_is_not_waited_for(
             await asyncio.sleep(0.005)
 
 
+@ON_DISK
 async def test_a_file_that_cannot_be_read_is_a_miss(restorer: Restorer, tmp_path: Path) -> None:
     path = tmp_path / FORM.namespace.hex() / HASHES[CAPACITY].hex()
     path.unlink()

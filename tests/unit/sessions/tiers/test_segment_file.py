@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sessions.tiers import segment_file
-from sessions.tiers.segment_file import Anchor, BadSegment, SegmentFormat, append, create, read_blocks, read_contents
+from sessions.tiers.segment import Anchor, BadSegment
+from sessions.tiers.segment_file import SegmentFormat, append, create, read_blocks, read_contents
 from tests.unit.sessions.tiers.segments import FORM, ROOT, kv_of, path_of, rows_of
 
 ANCHOR = Anchor(ROOT, ROOT, ROOT)
@@ -38,7 +39,7 @@ def test_what_was_written_is_read(path: Path) -> None:
         for end in range(first + 1, 4):
             payload = read_blocks(path, FORM, ANCHOR, first, ENTRIES[first:end])
             assert (payload == kv_of(ENTRIES[first:end])).all()
-    assert path.stat().st_size == FORM.file_bytes(3)
+    assert path.stat().st_size == FORM.segment_bytes(3)
     assert FORM.data_at % 4096 == 0 and FORM.stride % 4096 == 0
 
 

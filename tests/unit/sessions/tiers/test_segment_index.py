@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sessions.hashing import extend_tokens
-from sessions.tiers.segment_file import Anchor
+from sessions.tiers.segment import Anchor
 from sessions.tiers.segment_index import SegmentIndex
 from sessions.types import BlockHash
 

@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sessions.hashing import branch_root
-from sessions.tiers.segment_file import Anchor
-from sessions.tiers.segment_store import FolderInUse, SegmentStore
+from sessions.tiers.segment import Anchor
+from sessions.tiers.segment_folder import FolderInUse, SegmentFolder
+from sessions.tiers.segment_store import SegmentStore
 from sessions.types import BlockHash
 from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, files_under, path_of, readable, rows_of, store_path
 
 PLENTY = 2**30
-FULL_FILE = FORM.file_bytes(CAPACITY)
+FULL_FILE = FORM.segment_bytes(CAPACITY)
 LONG = tuple(range(1, 11))
 """10 blocks: files of 4, 4 and 2."""
 SHARED_ROOT = BlockHash(b"S" * 16)
@@ -33,11 +34,11 @@ HASH = BlockHash(b"h" * 16)
 
 def reopened(store: SegmentStore, folder: Path, max_bytes: int = PLENTY) -> SegmentStore:
     store.close()
-    return SegmentStore(folder, FORM, max_bytes)
+    return SegmentStore(SegmentFolder(folder, FORM), max_bytes)
 
 
 def test_paths_are_found_and_outlive_the_store(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     assert store_path(store, *LONG)
     assert store_path(store, 1, 2, 3, 99, 98)
     for _ in range(2):
@@ -50,7 +51,7 @@ def test_paths_are_found_and_outlive_the_store(tmp_path: Path) -> None:
 
 
 def test_short_turns_fill_files_up(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     for end in range(1, len(LONG) + 1):
         assert store_path(store, *LONG[:end])
     assert len(files_under(tmp_path)) == 3
@@ -60,21 +61,21 @@ def test_short_turns_fill_files_up(tmp_path: Path) -> None:
 def test_only_the_owner_may_look(tmp_path: Path) -> None:
     folder = tmp_path / "kv"
     folder.mkdir(mode=0o755)
-    store = SegmentStore(folder, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(folder, FORM), PLENTY)
     store_path(store, 1)
     for path in (folder, *folder.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
 def test_one_process_owns_the_folder(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     with pytest.raises(FolderInUse):
-        SegmentStore(tmp_path, FORM, PLENTY)
+        SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     store = reopened(store, tmp_path)
 
 
 def test_over_the_bound_the_oldest_goes_with_what_follows_it_first(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, 3 * FULL_FILE)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), 3 * FULL_FILE)
     store_path(store, *[1] * 4)
     store_path(store, *[2] * 4)
     store_path(store, *[1] * 8)  # uses the first path again, and now the second is the oldest
@@ -87,7 +88,7 @@ def test_over_the_bound_the_oldest_goes_with_what_follows_it_first(tmp_path: Pat
 
 def test_random_traffic_stays_within_the_bound_and_prefix_closed(tmp_path: Path) -> None:
     draw = random.Random(5)
-    store = SegmentStore(tmp_path, FORM, 6 * FULL_FILE)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), 6 * FULL_FILE)
     for _ in range(200):
         path = [draw.randint(0, 2) for _ in range(draw.randint(1, 12))]
         assert store_path(store, *path)
@@ -105,7 +106,7 @@ def test_what_is_on_disk_can_be_reached_from_a_root(uses: list[tuple[int, int, b
     """Tenants go on from shared content, here or there. Its blocks are mostly in the pool, so only their own are read:
     for all that, what they go on from stays as long as they do, and goes with them. After a restart too."""
     with TemporaryDirectory() as folder:
-        store = SegmentStore(Path(folder), FORM, 5 * FULL_FILE, SHARED_ROOT)
+        store = SegmentStore(SegmentFolder(Path(folder), FORM), 5 * FULL_FILE, SHARED_ROOT)
         for num_shared, number, is_read, is_restarted in uses:
             shared, _ = path_of(*LONG[:num_shared], root=SHARED_ROOT)
             tenant = BlockHash(bytes([number]) * 16)
@@ -115,7 +116,7 @@ def test_what_is_on_disk_can_be_reached_from_a_root(uses: list[tuple[int, int, b
                 assert store_path(store, *[number] * 6, root=root, tenant=tenant, head=shared[-1] if shared else None)
             if is_restarted:
                 store.close()
-                store = SegmentStore(Path(folder), FORM, store.max_bytes, SHARED_ROOT)
+                store = SegmentStore(SegmentFolder(Path(folder), FORM), store.max_bytes, SHARED_ROOT)
             store.check_integrity()
             for segment in list(store._index):
                 *_, first = segment.needed()
@@ -125,7 +126,7 @@ def test_what_is_on_disk_can_be_reached_from_a_root(uses: list[tuple[int, int, b
 
 
 def test_a_shared_head_that_is_lost_takes_with_it_what_goes_on_from_it(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY, SHARED_ROOT)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY, SHARED_ROOT)
     shared, _ = path_of(*LONG[:6], root=SHARED_ROOT)
     store_path(store, *LONG[:6], root=SHARED_ROOT)
     roots = [branch_root(ROOT, shared[end - 1]) for end in (3, 6)]
@@ -135,7 +136,7 @@ def test_a_shared_head_that_is_lost_takes_with_it_what_goes_on_from_it(tmp_path:
     assert [holding.num_tokens // FORM.block_size for holding in store.holdings(ROOT)] == [2, 2]
     (tmp_path / FORM.namespace.hex() / shared[4].hex()).unlink()
     store.close()
-    store = SegmentStore(tmp_path, FORM, PLENTY, SHARED_ROOT)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY, SHARED_ROOT)
     assert [readable(store, 7, 8, root=root) for root in roots] == [2, 0]
     assert len(store.drop(ROOT)) == 2, "what is the tenant's goes, the shared stays"
     assert readable(store, *LONG[:6], root=SHARED_ROOT) == 4
@@ -143,7 +144,7 @@ def test_a_shared_head_that_is_lost_takes_with_it_what_goes_on_from_it(tmp_path:
 
 
 def test_what_is_larger_than_the_bound_is_refused(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, 2 * FULL_FILE)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), 2 * FULL_FILE)
     store_path(store, 9)
     assert not store_path(store, *LONG)
     assert readable(store, *LONG) == 8, "what fits is kept: the path being written is not eaten by its own end"
@@ -151,7 +152,7 @@ def test_what_is_larger_than_the_bound_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_order_of_use_outlives_the_process(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     for number in (1, 2, 3):
         store_path(store, *[number] * 4)
     assert readable(store, *[1] * 4) == 4
@@ -160,10 +161,10 @@ def test_the_order_of_use_outlives_the_process(tmp_path: Path) -> None:
 
 
 def test_other_namespaces_go_first(tmp_path: Path) -> None:
-    foreign = SegmentStore(tmp_path, replace(FORM, namespace=b"f" * 16), PLENTY)
+    foreign = SegmentStore(SegmentFolder(tmp_path, replace(FORM, namespace=b"f" * 16)), PLENTY)
     store_path(foreign, *[1] * 8)
     foreign.close()
-    store = SegmentStore(tmp_path, FORM, 3 * FULL_FILE)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), 3 * FULL_FILE)
     assert store.num_blocks == 0, "another model's files are never used"
     store_path(store, *[1] * 4)
     assert len(files_under(tmp_path)) == 3
@@ -182,7 +183,7 @@ def test_other_namespaces_go_first(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_file_is_removed_at_start_with_what_follows_it(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     store_path(store, *LONG)
     store_path(store, 77)
     victim = tmp_path / FORM.namespace.hex() / path_of(*LONG)[0][4].hex()
@@ -195,7 +196,7 @@ def test_a_bad_file_is_removed_at_start_with_what_follows_it(tmp_path: Path, dam
 
 
 def test_a_file_under_another_name_is_removed(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     store_path(store, 1)
     (path,) = files_under(tmp_path)
     path.rename(path.with_name("0" * 32))
@@ -204,7 +205,7 @@ def test_a_file_under_another_name_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_payload_is_found_when_it_is_read(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     store_path(store, *LONG)
     path = tmp_path / FORM.namespace.hex() / path_of(*LONG)[0][4].hex()
     data = bytearray(path.read_bytes())
@@ -218,7 +219,7 @@ def test_a_corrupt_payload_is_found_when_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_a_miss(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     store_path(store, *LONG)
     (tmp_path / FORM.namespace.hex() / path_of(*LONG)[0][4].hex()).unlink()
     assert readable(store, *LONG) == 4
@@ -227,7 +228,7 @@ def test_a_file_that_is_gone_is_a_miss(tmp_path: Path) -> None:
 
 def test_a_root_can_be_dropped(tmp_path: Path) -> None:
     other = BlockHash(b"o" * 16)
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     store_path(store, *LONG)
     store_path(store, *LONG, root=other)
     hashes, _ = path_of(*LONG)
@@ -245,7 +246,7 @@ def test_what_another_drops_while_a_file_grows_costs_what_is_being_written_at_mo
     tmp_path: Path, num_stored: int
 ) -> None:
     """Blocks that were copied before a drop, anybody's, are not stored after it; those before them stay."""
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     hashes, entries = path_of(1, 2, 3)
     store_path(store, *range(1, num_stored + 1))
     before = store.num_drops
@@ -260,12 +261,12 @@ def test_what_another_drops_while_a_file_grows_costs_what_is_being_written_at_mo
 
 def test_under_a_tenant_s_own_root_is_all_of_the_tenant_s_after_a_restart_too(tmp_path: Path) -> None:
     salted, other = BlockHash(b"s" * 16), BlockHash(b"o" * 16)
-    before = SegmentStore(tmp_path, FORM, PLENTY)
+    before = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     store_path(before, 1, 2)
     store_path(before, *LONG, root=salted, tenant=ROOT)
     store_path(before, *LONG, root=other)
     before.close()
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     assert readable(store, *LONG, root=salted) == len(LONG)
     assert len(store.drop(ROOT)) == 2 + len(LONG)
     assert readable(store, *LONG, root=salted) == readable(store, 1, 2) == 0
@@ -276,7 +277,7 @@ def test_under_a_tenant_s_own_root_is_all_of_the_tenant_s_after_a_restart_too(tm
 def test_a_tenant_s_paths_are_listed_with_what_they_share(tmp_path: Path) -> None:
     """Files hold 4 blocks: a path of 6 is two, and one that departs inside a file shares what is before it."""
     other = BlockHash(b"o" * 16)
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     assert store.holdings(ROOT) == []
     store_path(store, 1, 2, 3, 4, 5, 6)
     store_path(store, 1, 2, 9)
@@ -298,7 +299,7 @@ def test_a_tenant_s_paths_are_listed_with_what_they_share(tmp_path: Path) -> Non
 
 def test_of_a_path_is_known_what_others_need_of_it(tmp_path: Path) -> None:
     """Files hold 4 blocks. One path leaves inside a file, one at its end, one where the next file has begun."""
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     hashes, _ = path_of(*LONG)
     store_path(store, *LONG)
     assert store.num_needed(hashes) == 0
@@ -315,7 +316,7 @@ def test_of_a_path_is_known_what_others_need_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", range(len(LONG)))
 def test_a_drop_ends_at_its_block_and_leaves_what_departs_before(tmp_path: Path, first: int) -> None:
     """Every place in a path of three files; another path departs after each block. So it is after a restart too."""
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     hashes, entries = path_of(*LONG)
     store_path(store, *LONG)
     forks = [(*LONG[:at], 70 + at) for at in range(1, len(LONG))]
@@ -334,7 +335,7 @@ def test_a_drop_ends_at_its_block_and_leaves_what_departs_before(tmp_path: Path,
 
 
 def test_a_reader_who_comes_late_finds_a_miss_and_harms_nothing(tmp_path: Path) -> None:
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     hashes, entries = path_of(1, 2, 3, 4)
     store_path(store, 1, 2, 3, 4)
     store_path(store, 1, 90)
@@ -357,10 +358,10 @@ def in_a_process(target: Callable[..., None], *args: object) -> tuple[multiproce
 
 def write_past_the_end_of_the_disk(folder: Path, done: Connection) -> None:
     """A limit on the size of a file stands for a disk that is full in the middle of a write."""
-    store = SegmentStore(folder, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(folder, FORM), PLENTY)
     store_path(store, 1, 2)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FORM.file_bytes(2) + FORM.stride // 2, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FORM.segment_bytes(2) + FORM.stride // 2, resource.RLIM_INFINITY))
     outcomes = []
     for path in ((1, 2, 3), (7, 7, 7)):
         try:
@@ -375,16 +376,16 @@ def write_past_the_end_of_the_disk(folder: Path, done: Connection) -> None:
 def test_a_write_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
     process, pipe = in_a_process(write_past_the_end_of_the_disk, tmp_path)
     assert pipe.poll(20)
-    assert pipe.recv() == (["failed", "failed"], [FORM.file_bytes(2)])
+    assert pipe.recv() == (["failed", "failed"], [FORM.segment_bytes(2)])
     process.join(20)
-    store = SegmentStore(tmp_path, FORM, PLENTY)
+    store = SegmentStore(SegmentFolder(tmp_path, FORM), PLENTY)
     assert readable(store, 1, 2, 3) == 2
     store.check_integrity()
 
 
 def write_for_ever(folder: Path, seed: int, ready: Connection) -> None:
     draw = random.Random(seed)
-    store = SegmentStore(folder, FORM, 8 * FULL_FILE)
+    store = SegmentStore(SegmentFolder(folder, FORM), 8 * FULL_FILE)
     ready.send("open")
     while True:
         store_path(store, *[draw.randint(0, 2) for _ in range(draw.randint(1, 12))])
@@ -401,7 +402,7 @@ def test_a_kill_at_any_moment_leaves_files_that_are_right(tmp_path: Path) -> Non
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join(20)
-        store = SegmentStore(tmp_path, FORM, 8 * FULL_FILE)
+        store = SegmentStore(SegmentFolder(tmp_path, FORM), 8 * FULL_FILE)
         store.check_integrity()
         sizes.append(store.num_blocks)
         for segment in list(store._index):

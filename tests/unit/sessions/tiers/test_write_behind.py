@@ -1,4 +1,4 @@
-"""What reaches the disk is what the pool held, whatever happens to the pool meanwhile."""
+"""What reaches a tier is what the pool held, whatever happens to the pool meanwhile."""
 
 import shutil
 import threading
@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sessions.engine.block import Block
 from sessions.engine.block_pool import BlockPool
 from sessions.tiers import write_behind
-from sessions.tiers.segment_file import Anchor, Payload, SegmentFormat
+from sessions.tiers.segment import Anchor, Payload
+from sessions.tiers.segment_file import SegmentFormat
+from sessions.tiers.segment_folder import SegmentFolder
 from sessions.tiers.segment_store import SegmentStore
 from sessions.tiers.write_behind import WriteBehind
 from sessions.types import BlockHash
 from tests.contract.conftest import eventually
-from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, files_under, kv_of, path_of, readable
+from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, files_under, kv_of, memory_store, path_of, readable
 
 NUM_BLOCKS = 12
 DEADLINE_S = 10
@@ -35,6 +38,9 @@ class Engine:
         self.after_look: Callable[[], None] = lambda: None
         self.is_stopped = False
         self.now = 0.0
+
+    def host_rows(self, num_rows: int, row_bytes: int) -> Payload:
+        return np.zeros((num_rows, row_bytes), np.uint8)
 
     def read_blocks(self, block_ids: Sequence[int], out: Payload) -> None:
         half = len(block_ids) // 2
@@ -72,9 +78,9 @@ class Engine:
         return hashes
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> SegmentStore:
-    return SegmentStore(tmp_path, FORM, 2**30)
+@pytest.fixture(params=["disk", "host"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentStore:
+    return SegmentStore(SegmentFolder(tmp_path, FORM), 2**30) if request.param == "disk" else memory_store()
 
 
 @pytest.fixture
@@ -187,6 +193,7 @@ def test_a_full_queue_drops_and_never_waits(writer: WriteBehind, engine: Engine,
     eventually(lambda: readable(store, 1, 2) == 2, "the first is written")
 
 
+@pytest.mark.parametrize("store", ["disk"], indirect=True)
 def test_a_disk_that_fails_is_tried_again(
     writer: WriteBehind, engine: Engine, store: SegmentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
