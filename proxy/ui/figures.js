@@ -3,6 +3,7 @@
 import { bytes, count, counted, element, percent, say, seconds, set, svg } from "./dom.js";
 
 const KEPT = 120;
+const LEAST_WIDE = 20;
 const CHART = { width: 200, height: 40 };
 
 class Figure {
@@ -38,8 +39,9 @@ class Figure {
   }
 
   #path(line, top, closed = false) {
-    const step = CHART.width / (KEPT - 1);
-    const first = KEPT - this.#history.length;
+    const places = Math.max(this.#history.length, LEAST_WIDE);  // young charts are wide ones
+    const step = CHART.width / (places - 1);
+    const first = places - this.#history.length;
     let path = "";
     let from = null;
     let last = null;

@@ -75,6 +75,17 @@ async def test_two_turns_are_chatted_and_their_tokens_seen(
         assert await visit.hidden_overflow() <= 0
 
 
+async def test_a_young_chart_is_a_wide_one(server: RunningServer, visiting: Visiting) -> None:
+    """Or for its first half minute it would be a speck at the edge."""
+    async with visiting(server.origin) as visit:
+        await visit.open()
+        line = visit["#figures .line-0"].first
+        await expect(line).to_have_attribute("d", re.compile("L"))
+        path = await line.get_attribute("d") or ""
+        places = [float(x) for x in re.findall(r"[ML]([\d.]+),", path)]
+        assert places[1] - places[0] > 200 / 40, "of a width of 200, where two minutes are 120 places"
+
+
 async def test_a_fork_and_an_edit_hit_what_stands_before_them(server: RunningServer, visiting: Visiting) -> None:
     async with visiting(server.origin) as visit:
         await visit.open()
