@@ -16,10 +16,10 @@ import torch
 
 from benchmarks.model import Arithmetic, describe_torch, find_kernels, load_as, model_folder
 from benchmarks.report import print_table
+from sessions.engine.attending import open_attention
 from sessions.engine.batch import SEQUENCE, Batch
 from sessions.engine.kv_cache import KVCache
 from sessions.engine.loaded import LoadedModel
-from sessions.engine.runner import pick_attention
 from sessions.tokenizer import Tokenizer
 
 BLOCK_SIZE = 16
@@ -84,7 +84,7 @@ def fixed_text(tokenizer: Tokenizer, num_tokens: int) -> list[int]:
 @torch.inference_mode()
 def read(loaded: LoadedModel, cache: KVCache, token_ids: torch.Tensor) -> torch.Tensor:
     """token_ids [n], at most as many as the pool holds -> logits [n, vocabulary], computed in chunks."""
-    attention = pick_attention(loaded, cache)
+    attention = open_attention(loaded.attention, cache, loaded.kernels, loaded.max_model_len)
     table = np.arange(cache.num_blocks, dtype=np.int32)
     logits = []
     for start in range(0, len(token_ids), CHUNK):
@@ -102,9 +102,7 @@ def read(loaded: LoadedModel, cache: KVCache, token_ids: torch.Tensor) -> torch.
 
 def compare(models: Sequence[LoadedModel], token_ids: Sequence[int], window: int) -> list[Score]:
     """Scores of every model against the first one, over windows that do not see each other."""
-    caches = [
-        KVCache(model.layers, -(-window // BLOCK_SIZE), BLOCK_SIZE, model.kv_dtype, model.device) for model in models
-    ]
+    caches = [model.open_pool(-(-window // BLOCK_SIZE), BLOCK_SIZE) for model in models]
     scores = [Score() for _ in models]
     for start in range(0, len(token_ids), window):
         ids = torch.tensor(token_ids[start : start + window])

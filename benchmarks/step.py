@@ -24,7 +24,6 @@ from benchmarks.model import (
 from benchmarks.report import Comparison, Figure, measuring, milliseconds, timed
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
-from sessions.engine.kv_cache import KVCache
 from sessions.engine.loaded import LoadedModel
 from sessions.engine.request import Request
 from sessions.engine.runner import ModelRunner
@@ -105,8 +104,7 @@ class BareEngine:
         self._config = config
         self._prompts = prompts
         self._numbers = count()
-        cache = KVCache(loaded.layers, config.num_blocks, config.block_size, loaded.kv_dtype, loaded.device)
-        self._runner = ModelRunner(loaded, cache)
+        self._runner = ModelRunner(loaded, loaded.open_pool(config.num_blocks, config.block_size))
         self._scheduler = self._empty()
 
     def prefill(self, num_tokens: int, params: SamplingParams = GREEDY, *, is_scored: bool = False) -> float:

@@ -95,6 +95,12 @@ class Settings(BaseSettings):
         description="Type of the KV pool; `auto` is float16 beside packed weights, else that of `dtype`; `int8` holds "
         "nearly twice float16's tokens.",
     )
+    attention: Literal["auto", "kernels", "flex", "sdpa"] = Field(
+        "auto",
+        description="What attends over the pool: `kernels` reads it in place on CPU, `flex` in place on CUDA (never "
+        "run there yet), `sdpa` gathers with plain torch; `auto`: the first that this machine can do and that passes "
+        "the check at start.",
+    )
     num_threads: int = Field(0, description="CPU threads of the model; 0 means all physical cores.", ge=0, le=1024)
 
     block_size: int = Field(16, description="Tokens per block of the KV pool.", ge=1, le=1024)

@@ -47,6 +47,7 @@ class ServiceOptions:
     dtype: str = "auto"
     quantization: str = "auto"
     kv_dtype: str = "auto"
+    attention: str = "auto"
     num_threads: int = 0
     block_size: int = 16
     pool_size: str = "0.3"
@@ -164,7 +165,9 @@ def load_checked_model(options: ServiceOptions, folder: ModelFolder) -> "LoadedM
         kernels, reason = None, f"their blocks hold a multiple of {LANES} tokens"
     if kernels is None:
         log.warning("CPU kernels unavailable, plain torch computes instead", reason=reason)
-    load_options = LoadOptions(options.device, options.dtype, options.quantization, options.kv_dtype)
+    load_options = LoadOptions(
+        options.device, options.dtype, options.quantization, options.kv_dtype, options.attention, options.block_size
+    )
     kept = recall_path(options.cache_dir, folder.fingerprint, config_digest(folder.path))
     return load_model(folder.path, load_options, kernels, log.info, kept)
 
@@ -173,7 +176,7 @@ def open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
     """Raises ModelRefused for a pool that does not fit, or that the system does not give."""
     from torch import OutOfMemoryError
 
-    from sessions.engine.kv_cache import KVCache, bytes_per_token, free_bytes, num_blocks_for
+    from sessions.engine.kv_cache import bytes_per_token, free_bytes, num_blocks_for
 
     num_blocks = num_blocks_for(
         parse_pool_size(options.pool_size), loaded.layers, options.block_size, loaded.kv_dtype, loaded.device
@@ -186,10 +189,14 @@ def open_pool(options: ServiceOptions, loaded: "LoadedModel") -> "KVCache":
             f"{free_bytes(loaded.device) / 2**30:.1f} GiB are free"
         )
     log.info(
-        "KV pool ready", tokens=num_blocks * options.block_size, blocks=num_blocks, kib_per_token=token_bytes / 1024
+        "KV pool ready",
+        tokens=num_blocks * options.block_size,
+        blocks=num_blocks,
+        kib_per_token=token_bytes / 1024,
+        attention=loaded.attention,
     )
     try:
-        return KVCache(loaded.layers, num_blocks, options.block_size, loaded.kv_dtype, loaded.device)
+        return loaded.open_pool(num_blocks, options.block_size)
     except (MemoryError, OutOfMemoryError):  # a limit that `free_bytes` does not see: ulimit -v, no overcommitment
         raise ModelRefused(
             f"a KV pool of {pool_bytes / 2**30:.1f} GiB cannot be had: the system refuses this process the memory"

@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.config import EngineConfig
-from sessions.engine.kv_cache import KVCache
 from sessions.engine.loaded import LoadedModel
 from sessions.engine.measure import prepare_model
 from sessions.engine.native.kernels import Kernels
@@ -129,7 +128,7 @@ class Bench:
             **({"num_blocks": 64, "max_num_batched_tokens": 64, "max_num_seqs": 8} | config),
             block_size=block_size_of(loaded),
         )
-        cache = KVCache(loaded.layers, self.config.num_blocks, self.config.block_size, loaded.kv_dtype, loaded.device)
+        cache = loaded.open_pool(self.config.num_blocks, self.config.block_size)
         self.scheduler = Scheduler(self.config, BlockPool(self.config.num_blocks, self.config.block_size))
         self.runner = ModelRunner(loaded, cache)
         self.count = 0

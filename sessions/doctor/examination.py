@@ -59,7 +59,8 @@ def _model_finding(model: ModelFolder, loaded: "LoadedModel") -> Finding:
     return fine(
         "model",
         f"{model.name}: {len(loaded.layers)} layers x {'/'.join(map(str, sorted(heads)))} KV heads, "
-        f"{loaded.max_model_len:,} tokens, weights {loaded.quantization}, KV {kv_dtype}; "
+        f"{loaded.max_model_len:,} tokens, weights {loaded.quantization}, KV {kv_dtype}, attention "
+        f"{loaded.attention}; "
         f"logits over the block pool within {tolerance(loaded.arithmetic):g} of its own attention's",
     )
 

@@ -1,12 +1,19 @@
 """What attention is to a forward: a `Receiver` that takes a layer's new K and V, keeps them, and attends.
 
-Receivers: `NativeAttention` (CPU kernels) or `TorchAttention`, over the block pool, made for one step; and
-`interface.LayoutProbe`, while a model is measured.
+Receivers over the block pool, made for one step (`attending` picks one kind at start):
+
+    kernels   `NativeAttention`   CPU; reads blocks in place
+    flex      `FlexAttention`     CUDA; reads blocks in place
+    sdpa      `TorchAttention`    anywhere; gathers what a row sees
+
+and `interface.LayoutProbe`, while a model is measured.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
+
+AttentionKind = Literal["kernels", "flex", "sdpa"]
 
 
 class Receiver(Protocol):

@@ -10,12 +10,13 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from sessions.engine.attending import open_attention
+from sessions.engine.attention import AttentionKind
 from sessions.engine.batch import SEQUENCE, Batch
 from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.linear import Quantization
 from sessions.engine.loaded import Arithmetic, Forward
-from sessions.engine.native.kernels import Kernels, NativeAttention, NativePool
-from sessions.engine.torch_attention import TorchAttention
+from sessions.engine.native.kernels import Kernels
 from sessions.errors import ModelRefused
 
 LENGTH = 24
@@ -27,7 +28,11 @@ TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2, tor
 PACKED_TOLERANCE: dict[Quantization, float] = {"none": 2e-3, "fp16": 1e-2, "int8": 0.1}
 """The same by quantisation: it catches a broken kernel or an overflow, not a loss of quality."""
 
-BLOCK_SIZE = 8
+BLOCK_SIZE: dict[AttentionKind, int] = {"kernels": 8, "flex": 16, "sdpa": 8}
+"""Tokens of its blocks: the fewest that each kind of attention can read, and sdpa could read fewer."""
+
+SPARE = 3
+"""Blocks that the text does not use, and that stand among its own."""
 
 
 def tolerance(arithmetic: Arithmetic) -> float:
@@ -48,18 +53,23 @@ class Text:
 
 
 class PagedCheck:
-    """Runs a text over a small pool of its own. kernels: those given, or None if their limits do not hold for it."""
+    """Runs a text over a small pool of its own, with one kind of attention. kernels: needed for 'kernels' alone."""
 
     def __init__(
-        self, layers: tuple[LayerLayout, ...], text: Text, kv_dtype: torch.dtype, kernels: Kernels | None
+        self,
+        layers: tuple[LayerLayout, ...],
+        text: Text,
+        kv_dtype: torch.dtype,
+        kind: AttentionKind,
+        kernels: Kernels | None,
     ) -> None:
         self._text = text
-        num_tokens = len(text.token_ids)
-        num_blocks = -(-num_tokens // BLOCK_SIZE)
-        self._cache = KVCache(layers, num_blocks, BLOCK_SIZE, kv_dtype, text.token_ids.device)
-        self._table = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0)).to(torch.int32).numpy()
-        self.kernels = kernels if kernels is not None and kernels.can_attend(self._cache) else None
-        self._pool = NativePool(self.kernels, self._cache, num_tokens) if self.kernels else None
+        num_tokens, block_size = len(text.token_ids), BLOCK_SIZE[kind]
+        num_blocks = -(-num_tokens // block_size)
+        order = torch.randperm(num_blocks + SPARE, generator=torch.Generator().manual_seed(0))
+        self._table = order[:num_blocks].to(torch.int32).numpy()
+        cache = KVCache(layers, len(order), block_size, kv_dtype, text.token_ids.device, tokens_first=kind != "kernels")
+        self._attention = open_attention(kind, cache, kernels, num_tokens)
 
     def run(self, forward: Forward, limit: float) -> None:
         """Raises ModelRefused when the logits differ by more than `limit` of the largest."""
@@ -67,8 +77,7 @@ class PagedCheck:
         got: list[torch.Tensor] = []
         for start, end in pairwise([0, 10, num_tokens - 2, num_tokens - 1, num_tokens]):
             batch = self._batch(start, end)
-            attention = NativeAttention(self._pool, batch) if self._pool else TorchAttention(batch, self._cache)
-            got.append(forward(batch, attention))
+            got.append(forward(batch, self._attention(batch)))
         wanted = self._text.logits
         error = (torch.cat(got).float() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)
         if not error.item() <= limit:

@@ -1,11 +1,15 @@
 """The K and V tensors of the pool: their layout, their size, and blocks in and out. Holds no bookkeeping.
 
-    per layer   K [num_blocks, kv_heads, head_dim, block_size]     V [num_blocks, kv_heads, block_size, value_head_dim]
-    int8 only   scales of K, of V [num_blocks, kv_heads, block_size] fp32
-    slot        block_id * block_size + offset                     one token's place; its K is stored after RoPE
+    slot   block_id * block_size + offset: one token's place; its K is stored after RoPE
 
-K stands transposed inside its block, so that neighbouring keys are one vector load: scores and weighted values are then
-both sums of outer products, with nothing to add up across lanes (`native/kernels.cpp`).
+    a layer's block    heads first (the CPU kernels)                tokens first (all else)
+    K                  [kv_heads, head_dim, block_size]             [block_size, kv_heads, head_dim]
+    V                  [kv_heads, block_size, value_head_dim]       [block_size, kv_heads, value_head_dim]
+    scales (int8)      [kv_heads, block_size] fp32, of K and of V   [block_size, kv_heads] fp32, of K and of V
+
+Heads first, K stands transposed inside its block, so that neighbouring keys are one vector load: scores and weighted
+values are then both sums of outer products, with nothing to add up across lanes (`native/kernels.cpp`). Tokens first,
+the pool is one tensor of slots: a block is one run of memory to gather, and FlexAttention takes the pool as it is.
 
 In int8 each token has a scale per KV head for K and one for V, of its own numbers alone: what a token leaves in the
 pool never depends on its neighbours, so it is the same however the tokens were cut into steps.
@@ -48,47 +52,82 @@ class KVCache:
     """Preallocated K and V for `num_blocks` blocks of every layer. Mutated by the runner only.
 
     layout: what a block's bytes mean, for whoever keeps them elsewhere. block_bytes: K and V of all layers.
+    tokens_first: the order inside a block; whoever attends decides it (`attending`).
     """
 
     def __init__(
-        self, layers: Sequence[LayerLayout], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Sequence[LayerLayout],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        tokens_first: bool = False,
     ) -> None:
         self.layers = tuple(layers)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
         self.device = device
-        self.keys = [_zeros((num_blocks, kv.num_kv_heads, kv.head_dim, block_size), dtype, device) for kv in layers]
-        self.values = [
-            _zeros((num_blocks, kv.num_kv_heads, block_size, kv.value_head_dim), dtype, device) for kv in layers
-        ]
-        scaled = layers if dtype == torch.int8 else ()
-        self.key_scales, self.value_scales = (
-            [_zeros((num_blocks, kv.num_kv_heads, block_size), torch.float32, device) for kv in scaled] for _ in "kv"
-        )
+        self.tokens_first = tokens_first
+        self.keys, self.values, self.key_scales, self.value_scales = self._allocate()
         self._parts = (*self.keys, *self.values, *self.key_scales, *self.value_scales)
         self._bytes = [part.view(num_blocks, -1).view(torch.uint8) for part in self._parts]
         self.block_bytes = sum(part.shape[1] for part in self._bytes)
         shapes = ["x".join(map(str, part.shape[1:])) for part in self._parts]
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self.layout = f"{dtype} {' '.join(shapes)}"
+        self.layout = f"{'tokens-first ' if tokens_first else ''}{dtype} {' '.join(shapes)}"
+        self._keys, self._values, self._key_scales, self._value_scales = self._by_token()
+
+    def _allocate(self) -> tuple[list[torch.Tensor], ...]:
+        """K, V, scales of K, scales of V: one tensor per layer each, no scales but in int8."""
+        scaled = self.layers if self.dtype == torch.int8 else ()
+
+        def part(shape: tuple[int, ...], dtype: torch.dtype = self.dtype) -> torch.Tensor:
+            return _zeros((self.num_blocks, *shape), dtype, self.device)
+
+        size = self.block_size
+        if self.tokens_first:
+            keys = [part((size, kv.num_kv_heads, kv.head_dim)) for kv in self.layers]
+            values = [part((size, kv.num_kv_heads, kv.value_head_dim)) for kv in self.layers]
+            scales = [[part((size, kv.num_kv_heads), torch.float32) for kv in scaled] for _ in "kv"]
+        else:
+            keys = [part((kv.num_kv_heads, kv.head_dim, size)) for kv in self.layers]
+            values = [part((kv.num_kv_heads, size, kv.value_head_dim)) for kv in self.layers]
+            scales = [[part((kv.num_kv_heads, size), torch.float32) for kv in scaled] for _ in "kv"]
+        return keys, values, *scales
+
+    def _by_token(self) -> tuple[list[torch.Tensor], ...]:
+        """The same memory as [num_blocks, block_size, kv_heads, ..], whatever the order."""
+        if self.tokens_first:
+            return self.keys, self.values, self.key_scales, self.value_scales
+        keys = [part.permute(0, 3, 1, 2) for part in self.keys]
+        rest = [[part.transpose(1, 2) for part in parts] for parts in (self.values, self.key_scales, self.value_scales)]
+        return keys, *rest
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """slots [T] int64, key [T, kv_heads, head_dim], value [T, kv_heads, value_head_dim]; rounded to its dtype."""
         blocks, offsets = slots // self.block_size, slots % self.block_size
         if self.dtype == torch.int8:
-            key, self.key_scales[layer][blocks, :, offsets] = round_to_int8(key)
-            value, self.value_scales[layer][blocks, :, offsets] = round_to_int8(value)
-        self.keys[layer][blocks, :, :, offsets] = key.to(self.dtype)
-        self.values[layer][blocks, :, offsets] = value.to(self.dtype)
+            key, self._key_scales[layer][blocks, offsets] = round_to_int8(key)
+            value, self._value_scales[layer][blocks, offsets] = round_to_int8(value)
+        self._keys[layer][blocks, offsets] = key.to(self.dtype)
+        self._values[layer][blocks, offsets] = value.to(self.dtype)
 
     def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of K [n, kv_heads, head_dim] and V [n, kv_heads, value_head_dim] at slots [n]; fp32 where int8."""
         blocks, offsets = slots // self.block_size, slots % self.block_size
-        key, value = self.keys[layer][blocks, :, :, offsets], self.values[layer][blocks, :, offsets]
+        key, value = self._keys[layer][blocks, offsets], self._values[layer][blocks, offsets]
         if self.dtype == torch.int8:
-            key = key * self.key_scales[layer][blocks, :, offsets][..., None]
-            value = value * self.value_scales[layer][blocks, :, offsets][..., None]
+            key = key * self._key_scales[layer][blocks, offsets][..., None]
+            value = value * self._value_scales[layer][blocks, offsets][..., None]
+        return key, value
+
+    def in_place(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pool itself, tokens first: K [1, kv_heads, slots, head_dim], V [1, kv_heads, slots, value_head_dim]."""
+        assert self.tokens_first
+        key, value = (part.flatten(0, 1).transpose(0, 1)[None] for part in (self.keys[layer], self.values[layer]))
         return key, value
 
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:

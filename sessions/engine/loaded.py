@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 import torch
 
+from sessions.engine.attention import AttentionKind
 from sessions.engine.batch import Batch
-from sessions.engine.kv_cache import LayerLayout
+from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.linear import QUANTIZATIONS, Quantization, can_pack
 from sessions.engine.native.kernels import Kernels
 from sessions.errors import ModelRefused
@@ -32,13 +33,14 @@ class Arithmetic:
 class LoadedModel:
     """A model that passed the checks. `layers` in layer order; `max_model_len` in tokens.
 
-    kernels: the CPU kernels where they can be used. fused: is `forward` the lean one, which needs them?
+    attention: the kind that passed. kernels: the CPU kernels, where it is they. fused: is `forward` the lean one?
     """
 
     forward: Forward
     layers: tuple[LayerLayout, ...]
     arithmetic: Arithmetic
     max_model_len: int
+    attention: AttentionKind = "sdpa"
     kernels: Kernels | None = None
     fused: bool = False
 
@@ -61,18 +63,28 @@ class LoadedModel:
     @property
     def numerics(self) -> str:
         """Names the arithmetic, for the root of the hash chain: KV of another one is not the same KV."""
-        attention = "kernels" if self.kernels else "sdpa"
-        return f"{self.device.type}/{'fused' if self.fused else 'modules'}/{attention}"
+        return f"{self.device.type}/{'fused' if self.fused else 'modules'}/{self.attention}"
+
+    def open_pool(self, num_blocks: int, block_size: int) -> KVCache:
+        """A pool for its KV, ordered as its attention reads it."""
+        return KVCache(
+            self.layers, num_blocks, block_size, self.kv_dtype, self.device, tokens_first=self.attention != "kernels"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """device: auto, cpu, cuda. dtype, kv_dtype: auto or torch's name. quantization: auto or `linear.QUANTIZATIONS`."""
+    """device: auto, cpu, cuda. dtype, kv_dtype: auto or torch's name. quantization: auto or `linear.QUANTIZATIONS`.
+
+    attention: auto or an `AttentionKind`. block_size: of the pool to come, which not every kind can read.
+    """
 
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "auto"
     kv_dtype: str = "auto"
+    attention: str = "auto"
+    block_size: int = 16
 
 
 def pick_arithmetic(options: LoadOptions, stored: str | None, kernels: Kernels | None) -> Arithmetic:

@@ -8,20 +8,18 @@ of transformers' models (and with them a good part of torch), which is most of a
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
+from sessions.engine.attending import Report, Wanted, kernels_obstacle
 from sessions.engine.check import PagedCheck, tolerance
 from sessions.engine.fused import FusedDecoder
 from sessions.engine.loaded import Arithmetic, LoadedModel, LoadOptions, pick_arithmetic
 from sessions.engine.native.kernels import Kernels
 from sessions.engine.recall import Recalled, recall, remember, weights_of
 from sessions.errors import ModelRefused
-
-Report = Callable[[str], None]
 
 
 def load_model(
@@ -37,14 +35,16 @@ def load_model(
         f"KV as {arithmetic.kv_dtype}"
     )
     recalled = recall(kept) if kept else None
-    if recalled is not None and kernels is not None and can_be_lean(arithmetic):
+    may_be_lean = options.attention in ("auto", "kernels") and can_be_lean(arithmetic)
+    if recalled is not None and kernels is not None and may_be_lean:
         try:
             return rebuild(folder, recalled, arithmetic, kernels)
         except (ModelRefused, KeyError, OSError, SafetensorError) as error:
             report(f"what an earlier start measured does not hold ({error}), measuring anew")
     from sessions.engine.measure import load_and_measure, load_config
 
-    measured = load_and_measure(folder, load_config(folder), arithmetic, kernels)
+    wanted = Wanted(options.attention, options.block_size, report)
+    measured = load_and_measure(folder, load_config(folder), arithmetic, kernels, wanted)
     if kept and measured.recipe is not None:
         remember(kept, Recalled(measured.recipe, measured.text, measured.loaded.max_model_len))
     return measured.loaded
@@ -69,10 +69,10 @@ def can_be_lean(arithmetic: Arithmetic) -> bool:
 def rebuild(folder: Path, recalled: Recalled, arithmetic: Arithmetic, kernels: Kernels) -> LoadedModel:
     """The lean forward from its recipe, packed and checked. Raises what `weights_of` raises, and ModelRefused."""
     layers = recalled.recipe.layouts
-    check = PagedCheck(layers, recalled.text, arithmetic.kv_dtype, kernels)
-    if check.kernels is None:
-        raise ModelRefused("the kernels cannot attend over its heads")
+    if obstacle := kernels_obstacle(arithmetic, layers, kernels):
+        raise ModelRefused(obstacle)
+    check = PagedCheck(layers, recalled.text, arithmetic.kv_dtype, "kernels", kernels)
     fused = FusedDecoder(recalled.recipe, weights_of(folder), kernels)
     fused.pack(arithmetic.quantization)
     check.run(fused.forward, tolerance(arithmetic))
-    return LoadedModel(fused.forward, layers, arithmetic, recalled.max_model_len, kernels, fused=True)
+    return LoadedModel(fused.forward, layers, arithmetic, recalled.max_model_len, "kernels", kernels, fused=True)

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sessions.engine.attending import Wanted, candidates
 from sessions.engine.attention import Receiver
 from sessions.engine.batch import Batch
 from sessions.engine.check import LENGTH, TOLERANCE, PagedCheck, Text, tolerance
@@ -47,7 +48,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
 
 def load_and_measure(
-    folder: Path, config: PreTrainedConfig, arithmetic: Arithmetic, kernels: Kernels | None
+    folder: Path, config: PreTrainedConfig, arithmetic: Arithmetic, kernels: Kernels | None, wanted: Wanted
 ) -> Measured:
     """Load safetensors weights from a local folder and check the model. Raises ModelRefused with the reason."""
     try:
@@ -58,7 +59,7 @@ def load_and_measure(
         raise ModelRefused(f"{config.model_type}: {error}") from error
     # Any: transformers wraps `to` and `eval` in ways that hide torch's signatures from the type checker.
     movable: Any = model
-    return measure(movable.to(arithmetic.device).eval(), arithmetic, kernels)
+    return measure(movable.to(arithmetic.device).eval(), arithmetic, kernels, wanted)
 
 
 def prepare_model(
@@ -66,13 +67,15 @@ def prepare_model(
     kernels: Kernels | None = None,
     quantization: Quantization = "none",
     kv_dtype: torch.dtype | None = None,
+    wanted: Wanted | None = None,
 ) -> LoadedModel:
     """`measure` for a model at hand, where it is and in its own dtype."""
-    return measure(model, Arithmetic(model.device, model.dtype, quantization, kv_dtype or model.dtype), kernels).loaded
+    arithmetic = Arithmetic(model.device, model.dtype, quantization, kv_dtype or model.dtype)
+    return measure(model, arithmetic, kernels, wanted or Wanted()).loaded
 
 
 @torch.inference_mode()
-def measure(model: PreTrainedModel, arithmetic: Arithmetic, kernels: Kernels | None) -> Measured:
+def measure(model: PreTrainedModel, arithmetic: Arithmetic, kernels: Kernels | None, wanted: Wanted) -> Measured:
     """Switch a model to the paged attention, pack it and check it. Raises ModelRefused. Consumes `model`."""
     config = model.config.get_text_config()
     refuse_by_config(config)
@@ -82,38 +85,69 @@ def measure(model: PreTrainedModel, arithmetic: Arithmetic, kernels: Kernels | N
     text = Text(token_ids, model(input_ids=token_ids[None], use_cache=False).logits[0].float())
     model.set_attn_implementation(IMPLEMENTATION)
     try:
-        return _checked(model, arithmetic, kernels, text)
+        return _checked(model, arithmetic, kernels, text, wanted)
     except ModelRefused as refusal:
         raise ModelRefused(f"{config.model_type}: {refusal}") from refusal
 
 
-def _checked(model: PreTrainedModel, arithmetic: Arithmetic, kernels: Kernels | None, text: Text) -> Measured:
+def _checked(
+    model: PreTrainedModel, arithmetic: Arithmetic, kernels: Kernels | None, text: Text, wanted: Wanted
+) -> Measured:
+    """With the first attention that passes. Raises ModelRefused if none does."""
     layers = probe_layout(model)
-    check = PagedCheck(layers, text, model.dtype, kernels)
-    loaded = LoadedModel(
-        own_forward(model), layers, arithmetic, context_length(model.config.get_text_config()), check.kernels
-    )
-    recipe, fused = lean_forward(model, layers, check)
+    *first, last = candidates(wanted, arithmetic, layers, kernels)
+    length = context_length(model.config.get_text_config())
+    for kind in first:
+        loaded = LoadedModel(own_forward(model), layers, arithmetic, length, kind)
+        try:
+            return _attending(model, loaded, kernels, text)
+        except ModelRefused as refusal:
+            wanted.report(f"attention '{last}' instead of '{kind}': {refusal}")
+    return _attending(model, LoadedModel(own_forward(model), layers, arithmetic, length, last), kernels, text)
+
+
+def _attending(model: PreTrainedModel, loaded: LoadedModel, kernels: Kernels | None, text: Text) -> Measured:
+    """With the attention that `loaded` names. Raises ModelRefused for logits that are not the model's own."""
+    layers, arithmetic, kind = loaded.layers, loaded.arithmetic, loaded.attention
+    recipe, fused = None, None
+    if kind == "kernels":
+        assert kernels is not None
+        loaded = replace(loaded, kernels=kernels)
+        recipe, fused = lean_forward(model, layers, PagedCheck(layers, text, model.dtype, kind, kernels), kernels)
     if fused is None:
-        check.run(loaded.forward, TOLERANCE.get(model.dtype, 8e-2))
+        _run_check(PagedCheck(layers, text, model.dtype, kind, kernels), loaded, TOLERANCE.get(model.dtype, 8e-2))
         pack_linears(model, arithmetic.quantization, kernels)
     else:
         loaded = replace(loaded, forward=fused.forward, fused=True)
         fused.pack(arithmetic.quantization)
     if arithmetic.quantization != "none" or arithmetic.kv_dtype != model.dtype:
-        PagedCheck(layers, text, arithmetic.kv_dtype, check.kernels).run(loaded.forward, tolerance(arithmetic))
+        check = PagedCheck(layers, text, arithmetic.kv_dtype, kind, kernels)
+        check.run(loaded.forward, tolerance(arithmetic))
     return Measured(loaded, text, recipe)
 
 
+def _run_check(check: PagedCheck, loaded: LoadedModel, limit: float) -> None:
+    """Raises ModelRefused, also for whatever FlexAttention's compiler or its kernels raise."""
+    try:
+        check.run(loaded.forward, limit)
+    except ModelRefused:
+        raise
+    except Exception as error:
+        if loaded.attention != "flex":
+            raise
+        what = (str(error).strip().splitlines() or [""])[0]
+        raise ModelRefused(f"FlexAttention fails here: {type(error).__name__}: {what}") from error
+
+
 def lean_forward(
-    model: PreTrainedModel, layers: tuple[LayerLayout, ...], check: PagedCheck
+    model: PreTrainedModel, layers: tuple[LayerLayout, ...], check: PagedCheck, kernels: Kernels
 ) -> tuple[Recipe, FusedDecoder] | tuple[None, None]:
     """The lean forward, if the model's parts are known and it agrees with the model's own."""
-    recipe = take_apart(model, layers) if check.kernels else None
-    if recipe is None or check.kernels is None:
+    recipe = take_apart(model, layers)
+    if recipe is None:
         return None, None
     weights = dict(model.named_parameters())
-    fused = FusedDecoder(recipe, lambda name: weights[name].detach(), check.kernels)
+    fused = FusedDecoder(recipe, lambda name: weights[name].detach(), kernels)
     try:
         check.run(fused.forward, TOLERANCE[torch.float32])
     except ModelRefused:

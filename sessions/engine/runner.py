@@ -1,20 +1,18 @@
 """ModelRunner: all device work of a step: copies and loads, forward, sampling. Engine thread only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from sessions.engine.attention import Receiver
+from sessions.engine.attending import open_attention
 from sessions.engine.batch import Batch, build_batch
 from sessions.engine.kv_cache import KVCache
 from sessions.engine.loaded import LoadedModel
 from sessions.engine.masks import compute_masks
-from sessions.engine.native.kernels import NativeAttention, NativePool
 from sessions.engine.request import TokenScore
 from sessions.engine.sampler import sample
 from sessions.engine.schedule import Computed, Schedule, Scheduled
 from sessions.engine.scoring import log_probabilities, score, score_prompt
-from sessions.engine.torch_attention import TorchAttention
 
 
 class ModelRunner:
@@ -23,7 +21,7 @@ class ModelRunner:
     def __init__(self, loaded: LoadedModel, cache: KVCache) -> None:
         self._loaded = loaded
         self._cache = cache
-        self._attention = pick_attention(loaded, cache)
+        self._attention = open_attention(loaded.attention, cache, loaded.kernels, loaded.max_model_len, warm=True)
 
     @torch.inference_mode()
     def execute(self, schedule: Schedule) -> list[Computed]:
@@ -83,13 +81,3 @@ def verified(drafts: Sequence[int], drawn: Sequence[int]) -> tuple[int, ...]:
     while count <= len(drafts) and drawn[count - 1] == drafts[count - 1]:
         count += 1
     return tuple(drawn[:count])
-
-
-def pick_attention(loaded: LoadedModel, cache: KVCache) -> Callable[[Batch], Receiver]:
-    """The kernels that read blocks in place where they can; torch's gather everywhere else."""
-    kernels = loaded.kernels
-    if kernels is not None and kernels.can_attend(cache):
-        pool = NativePool(kernels, cache, loaded.max_model_len)
-        return lambda batch: NativeAttention(pool, batch)
-    assert not loaded.fused, "the lean forward needs the kernels"
-    return lambda batch: TorchAttention(batch, cache)

@@ -1,18 +1,17 @@
 """Attention over the block pool in plain torch: gathers what a row sees, then SDPA. Any device and dtype.
 
-What the CPU kernels do in place (`native/`), done with copies: the fallback where they cannot be built, and the path on
-other devices. One-token entries attend together over a padded [D, L] table; each chunk attends over its own slots.
+What others do in place (`native/`, `flex_attention`), done with copies: the fallback where they cannot be had.
+One-token entries attend together over padded slots [D, L]; each chunk attends over its own slots.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from sessions.engine.batch import Batch
-from sessions.engine.block_table import Ids
 from sessions.engine.kv_cache import KVCache
+from sessions.engine.spans import Ints, spans_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +31,29 @@ class TorchAttention:
         self._cache = cache
         self._decode_masks: dict[int | None, torch.Tensor] = {}
         self._chunk_masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
-        slots = [
-            _slots_of(table, int(entry["start"] + entry["num_tokens"]), cache.block_size)
-            for table, entry in zip(batch.block_tables, batch.sequences, strict=True)
-        ]
+        spans = spans_of(batch, cache.block_size)
 
-        def tensor(values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> torch.Tensor:
+        def tensor(values: Ints) -> torch.Tensor:
             return torch.from_numpy(values).to(cache.device)
 
-        starts = batch.sequences["start"]
-        self._new_slots = tensor(np.concatenate([seen[start:] for seen, start in zip(slots, starts, strict=True)]))
-        decodes = [seen for seen, count in zip(slots, batch.sequences["num_tokens"], strict=True) if count == 1]
-        lengths = np.array([len(seen) for seen in decodes], np.int64)
-        padded = np.zeros((len(decodes), int(lengths.max(initial=0))), np.int64)
-        for row, seen in enumerate(decodes):
-            padded[row, : len(seen)] = seen
-        self._decode_slots, self._decode_lengths = tensor(padded), tensor(lengths)
+        self._new_slots = tensor(spans.slots)
+        offsets = torch.arange(cache.block_size, device=cache.device)
+        slots = (tensor(spans.table)[..., None] * cache.block_size + offsets).flatten(1)
+        num_decodes = int((spans.counts == 1).sum())
+        self._decode_lengths = tensor(spans.ends[:num_decodes])
+        length = int(spans.ends[:num_decodes].max(initial=0))
+        # Padding is the row's own new token: another request's might not be finite, and masked is not unread.
+        sees = torch.arange(length, device=cache.device) < self._decode_lengths[:, None]
+        self._decode_slots = torch.where(sees, slots[:num_decodes, :length], self._new_slots[:num_decodes, None])
         self._chunks = [
-            _Chunk(int(entry["row"]), int(entry["num_tokens"]), int(entry["start"]), tensor(seen))
-            for entry, seen in zip(batch.sequences[len(decodes) :], slots[len(decodes) :], strict=True)
+            _Chunk(row, count, start, seen[: start + count])
+            for row, count, start, seen in zip(
+                spans.rows[num_decodes:].tolist(),
+                spans.counts[num_decodes:].tolist(),
+                spans.starts[num_decodes:].tolist(),
+                slots[num_decodes:],
+                strict=True,
+            )
         ]
 
     def attend(
@@ -75,11 +78,12 @@ class TorchAttention:
 
     def _attend_decodes(self, layer: int, query: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
         """query [D, Hq, d] -> [D, Hq, dv]. The query heads of a KV head are its rows: K and V are never repeated."""
-        num_rows, length = self._decode_slots.shape
-        k, v = self._cache.read(layer, self._decode_slots.flatten())
-        num_heads, num_kv_heads = query.shape[1], k.shape[1]
-        k = k.view(num_rows, length, num_kv_heads, -1).transpose(1, 2).to(query.dtype)
-        v = v.view(num_rows, length, num_kv_heads, -1).transpose(1, 2).to(query.dtype)
+        num_rows, num_heads, _ = query.shape
+        k, v = (
+            kv.view(num_rows, -1, *kv.shape[1:]).transpose(1, 2).to(query.dtype)
+            for kv in self._cache.read(layer, self._decode_slots.flatten())
+        )
+        num_kv_heads = k.shape[1]
         q = query.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, -1)
         out = scaled_dot_product_attention(q, k, v, attn_mask=self._decode_mask(window), scale=scaling)
         return out.reshape(num_rows, num_heads, -1)
@@ -98,7 +102,7 @@ class TorchAttention:
         return out[0].transpose(0, 1)
 
     def _decode_mask(self, window: int | None) -> torch.Tensor:
-        """[D, 1, 1, L] bool: which slots of the padded table each row sees."""
+        """[D, 1, 1, L] bool: which of the padded slots each row sees."""
         if window not in self._decode_masks:
             lengths = self._decode_lengths[:, None]
             position = torch.arange(self._decode_slots.shape[1], device=lengths.device)[None]
@@ -123,9 +127,3 @@ class TorchAttention:
                     mask &= key_position > query_position - window
                 self._chunk_masks[name] = mask
         return self._chunk_masks[name]
-
-
-def _slots_of(block_ids: Ids, num_tokens: int, block_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """[num_tokens] slots of a request's first tokens."""
-    ids = block_ids[: -(-num_tokens // block_size)].astype(np.int64)
-    return (ids[:, None] * block_size + np.arange(block_size)).reshape(-1)[:num_tokens]

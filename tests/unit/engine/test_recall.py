@@ -18,6 +18,7 @@ from sessions.engine.loaded import LoadedModel, LoadOptions
 from sessions.engine.loader import load_model
 from sessions.engine.native.kernels import Kernels, NativeAttention, NativePool, load_kernels
 from sessions.engine.recall import recall, remember
+from sessions.errors import ModelRefused
 from tests.oracle import SERVED, tiny_model
 
 LEAN = ["llama", "qwen2", "qwen3", "mistral"]
@@ -56,9 +57,9 @@ class Starts:
         self.reports: list[str] = []
         tiny_model(kind, SERVED[kind]).save_pretrained(self.folder)
 
-    def start(self, quantization: str = "none") -> LoadedModel:
+    def start(self, quantization: str = "none", attention: str = "auto") -> LoadedModel:
         self.reports = []
-        options = LoadOptions(device="cpu", dtype="float32", quantization=quantization)
+        options = LoadOptions(device="cpu", dtype="float32", quantization=quantization, attention=attention)
         return load_model(self.folder, options, self._kernels, self.reports.append, self.kept)
 
     @property
@@ -151,6 +152,16 @@ def test_a_damaged_file_is_as_good_as_none(content: bytes, tmp_path: Path, kerne
     assert recall(starts.kept) is None
     assert starts.start().fused
     assert recall(starts.kept) is not None
+
+
+def test_another_attention_by_name_takes_nothing_from_what_is_kept(tmp_path: Path, kernels: Kernels) -> None:
+    """The lean forward attends through the kernels."""
+    starts = Starts("llama", tmp_path, kernels)
+    assert starts.start().numerics == "cpu/fused/kernels"
+    assert starts.start(attention="sdpa").numerics == "cpu/modules/sdpa"
+    assert starts.start(attention="kernels").fused and not starts.measured_anew
+    with pytest.raises(ModelRefused, match="attention 'flex' cannot be had: it needs a CUDA device"):
+        starts.start(attention="flex")
 
 
 def test_a_model_of_other_parts_leaves_nothing(tmp_path: Path, kernels: Kernels) -> None:
