@@ -199,7 +199,7 @@ class ConversationController(Controller):
 async def _read(store: ResponseStore, tenant: Tenant, written: list[dict[str, Any]]) -> list[Item]:
     """Items with ids of their own. Raises InvalidRequest, and NotStored for what they refer to."""
     read = read_input(written, ItemIds(new_id("resp_")), "items")
-    return await ContextLoader(store, tenant).resolved(read, Context())
+    return await ContextLoader(store, tenant).resolved(read, Context(), "items")
 
 
 def _shown(conversation: StoredConversation) -> Conversation:

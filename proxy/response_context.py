@@ -50,19 +50,21 @@ class ContextLoader:
             return Context(items, (), conversation.id, len(items), sum(map(len, conversation.items)))
         return Context()
 
-    async def resolved(self, inputs: Sequence[Item | ItemReference], context: Context) -> list[Item]:
-        """The inputs with what they refer to in its place."""
+    async def resolved(
+        self, inputs: Sequence[Item | ItemReference], context: Context, param: str = "input"
+    ) -> list[Item]:
+        """The inputs with what they refer to in its place. param: where they stand."""
         known = {item.id: item for item in context.items}
         wanted = [item.id for item in inputs if isinstance(item, ItemReference) and item.id not in known]
         for item_id in wanted:
             if response_of(item_id) is None:
-                raise NotStored("item", item_id, "input")
+                raise NotStored("item", item_id, param)
         owners = list(dict.fromkeys(filter(None, map(response_of, wanted))))
-        for response in await self.store.responses(self.tenant, owners, "input"):
+        for response in await self.store.responses(self.tenant, owners, param):
             known |= {item.id: item for item in turn_of(response)}
         for item_id in wanted:
             if item_id not in known:
-                raise NotStored("item", item_id, "input")
+                raise NotStored("item", item_id, param)
         return [known[item.id] if isinstance(item, ItemReference) else item for item in inputs]
 
     async def request_of(self, stored: StoredResponse, cache_salt: str | None) -> ChatRequest:

@@ -27,6 +27,7 @@ from proxy.response_item_schemas import (
     ReasoningText,
     SummaryText,
 )
+from proxy.tool_schemas import CallId, FunctionName
 from proxy.translate import TTL_S
 from sessions.types import Breakpoint, Message, Part, ToolCall
 
@@ -98,8 +99,8 @@ class _Message(Struct, frozen=True):
 
 
 class _FunctionCall(Struct, frozen=True):
-    call_id: str
-    name: str
+    call_id: CallId
+    name: FunctionName
     arguments: str
 
 

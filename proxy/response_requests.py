@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from proxy.format_schemas import SchemaName
 from proxy.generation_schemas import GenerationOptions
 from proxy.schemas import AnaphoraOptions, Metadata
+from proxy.tool_schemas import MAX_TOOLS, FunctionName
 
 
 class ConversationReference(Struct, frozen=True, kw_only=True):
@@ -62,10 +64,11 @@ class JsonSchemaFormat(
 ):
     """JSON that matches a schema.
 
-    name: of the schema. schema: a JSON Schema. description: what it is for. strict: it is enforced in any case.
+    name: letters, digits, `_` and `-`. schema: a JSON Schema. description: what it is for. strict: it is enforced in
+    any case.
     """
 
-    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: SchemaName
     schema_: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
@@ -84,11 +87,11 @@ class TextOptions(Struct, frozen=True, kw_only=True):
 class FunctionTool(Struct, frozen=True, kw_only=True, tag_field="type", tag="function"):
     """A function that the model may call.
 
-    name: of the function. description: what it does. parameters: a JSON Schema of an object; absent: it takes
-    nothing. strict: arguments always match it; false where it is not said.
+    name: letters, digits, `_` and `-`. description: what it does. parameters: a JSON Schema of an object; absent: it
+    takes nothing. strict: arguments always match it; false where it is not said.
     """
 
-    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -110,7 +113,7 @@ class AllowedTools(Struct, frozen=True, kw_only=True, tag_field="type", tag="all
     """
 
     mode: Literal["auto", "required"]
-    tools: list[dict[str, Any]]
+    tools: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class ResponseStreamOptions(Struct, frozen=True, kw_only=True):
@@ -157,7 +160,7 @@ class ResponseContext(GenerationOptions, frozen=True, kw_only=True):
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
     tool_choice: Any = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
 
     @property

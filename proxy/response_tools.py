@@ -47,7 +47,8 @@ def tool_choice_of(wire: ResponseContext, tools: Sequence[FunctionTool]) -> Tool
             if not tools:
                 raise invalid("tool_choice", "'required' needs 'tools'")
             return ToolChoice("required", None, is_parallel)
-        case {"type": "function", "name": str(name)}:
+        case {"type": "function"}:
+            name = converted(wire.tool_choice, NamedFunction, "tool_choice").name
             return ToolChoice("required", known_names([name], tools, "tool_choice.name"), is_parallel=False)
         case {"type": "allowed_tools"}:
             allowed = converted(wire.tool_choice, AllowedTools, "tool_choice")

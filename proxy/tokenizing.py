@@ -1,6 +1,5 @@
 """/tokenize, /detokenize and the preview of a chat's prompt. Thin; nothing is run. Key and limits are chat's."""
 
-import asyncio
 from collections.abc import Sequence
 
 from litestar import Controller, post
@@ -166,7 +165,7 @@ async def tokenized(data: TokenizeBody, ids: Sequence[int], service: ChatService
             token_strs=list(map(_readable, pieces)) if data.return_token_strs else UNSET,
         )
 
-    return await asyncio.to_thread(with_pieces) if 4 * len(ids) > LONG_TEXT else with_pieces()
+    return await service.texts.apart(with_pieces) if 4 * len(ids) > LONG_TEXT else with_pieces()
 
 
 def _piece(token_id: int, piece: bytes | str) -> TokenPiece:

@@ -5,13 +5,13 @@ before it. Ids are taken as they are, once they are the model's; those of contro
 it means them, because a tokenizer that it ran over somebody's text may have made them of that text.
 """
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 from sessions.errors import ContextLengthExceeded, InvalidRequest
 from sessions.generation import Echo
+from sessions.long_work import LongWork
 from sessions.tokenizer import Tokenizer
 from sessions.types import CompletionRequest, TokenId
 
@@ -20,14 +20,14 @@ LONG_TEXT_CHARACTERS: Final = 20_000
 
 
 async def encode_prompts(
-    request: CompletionRequest, tokenizer: Tokenizer, *, scope: str, max_model_len: int
+    request: CompletionRequest, tokenizer: Tokenizer, apart: LongWork, *, scope: str, max_model_len: int
 ) -> list[tuple[list[TokenId], Echo]]:
     """In order. Raises InvalidRequest and ContextLengthExceeded, both naming `prompt`."""
     encoded = []
     for prompt in request.prompts:
         if isinstance(prompt, str):
             encode = partial(encode_text, tokenizer, prompt, scope, max_model_len)
-            ids = await asyncio.to_thread(encode) if len(prompt) > LONG_TEXT_CHARACTERS else encode()
+            ids = await apart(encode) if len(prompt) > LONG_TEXT_CHARACTERS else encode()
             echo = Echo(prompt, tuple(ids), len(tokenizer.prefix_ids))
         else:
             ids = checked_ids(prompt, tokenizer, max_model_len, takes_control_tokens=request.takes_control_tokens)

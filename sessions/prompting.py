@@ -6,7 +6,6 @@ What is known is not looked at again: after its first turn a conversation costs 
 the template, which alone can say what it does with them.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ import structlog
 from sessions.conversation import Conversation, Turn, TurnKey, canonical, turn_key, turn_keys
 from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from sessions.hashing import HashChain, SharedContent, chain_hashes
+from sessions.long_work import LongWork
 from sessions.prompt import Prompt
 from sessions.render import SaidTurn, render
 from sessions.replies import Replies
@@ -90,6 +90,7 @@ class Prompter:
         self._max_model_len = max_model_len
         self._stable_first = stable_first
         self._keeps_reasoning = keeps_reasoning
+        self.apart = LongWork()
         self._shared: SharedContent | None = None
 
     def share(self, root: BlockHash, prompts: Sequence[SharedPrompt]) -> None:
@@ -147,7 +148,7 @@ class Prompter:
         transcript = self._replies.transcript(root, conversation) if looks_up else None
         known = None if transcript is None else transcript.known
         new_turns = conversation.turns[known.num_turns + 1 :] if known else conversation.turns
-        work = asyncio.to_thread if _is_long(request, new_turns) else _at_once
+        work = self.apart if _is_long(request, new_turns) else _at_once
         rendered = partial(work, render, conversation, self._tokenizer.template, add_generation_prompt=is_open)
         prompt = None if known is None else await rendered(known=known)
         if transcript is not None and prompt is not None and prompt.known_ids:
@@ -249,7 +250,7 @@ def _places(conversation: Conversation, prompt: Prompt) -> list[tuple[int, Break
 
 
 async def _at_once(work: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    """`asyncio.to_thread` where a thread would cost more than the work."""
+    """As `LongWork`, where a thread would cost more than the work."""
     return work(*args, **kwargs)
 
 

@@ -229,7 +229,9 @@ class ChatService:
         num_choices = len(request.prompts) * request.n
         self._refuse_if_unable(num_choices)
         tokenizer, scope = self._parts.tokenizer, scope_of(request)
-        encoded = await encode_prompts(request, tokenizer, scope=scope, max_model_len=self.max_model_len)
+        encoded = await encode_prompts(
+            request, tokenizer, self._prompter.apart, scope=scope, max_model_len=self.max_model_len
+        )
         prompts = [await self._prepare(request, token_ids, echo) for token_ids, echo in encoded]
         self._refuse_if_unable(num_choices)
         choices = choices_of(request, prompts, [Said() for _ in range(num_choices)], tokenizer)

@@ -1,6 +1,5 @@
 """Texts: what a client may ask of the tokenizer and of the rendering, without anything being run. Event loop."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ class Texts:
     def __init__(self, tokenizer: Tokenizer, prompter: Prompter) -> None:
         self._tokenizer = tokenizer
         self._prompter = prompter
+        self.apart = prompter.apart
 
     async def encode(self, text: str, tenant: Tenant, *, with_prefix: bool, param: str) -> list[TokenId]:
         """As it would be a completion's prompt; with_prefix: after what the model begins every text with.
@@ -42,7 +42,7 @@ class Texts:
                 ) from None
             return ids if with_prefix else ids[len(self._tokenizer.prefix_ids) :]
 
-        return await asyncio.to_thread(encode) if len(text) > LONG_TEXT else encode()
+        return await self.apart(encode) if len(text) > LONG_TEXT else encode()
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """Special tokens left out. Raises InvalidRequest for ids that are none of the model's."""
@@ -56,7 +56,7 @@ class Texts:
                 )
             return self._tokenizer.decode(token_ids)
 
-        return await asyncio.to_thread(decode) if 4 * len(token_ids) > LONG_TEXT else decode()
+        return await self.apart(decode) if 4 * len(token_ids) > LONG_TEXT else decode()
 
     def piece(self, token_id: int) -> bytes | str:
         """What a token writes; its name, if that is nothing. Any thread."""
@@ -72,7 +72,7 @@ class Texts:
         count = partial(
             self._tokenizer.tokens_before, prompt, offsets, scope=scope_of(request), spliced=prompted.spliced
         )
-        counts = await asyncio.to_thread(count) if len(prompt.text) > LONG_TEXT else count()
+        counts = await self.apart(count) if len(prompt.text) > LONG_TEXT else count()
         places = tuple(
             MessagePlace(span.message, span.start, span.end, first, end)
             for span, first, end in zip(prompt.contents, counts[::2], counts[1::2], strict=True)

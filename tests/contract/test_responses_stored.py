@@ -189,6 +189,9 @@ def test_the_life_of_a_conversation(client: OpenAI) -> None:
     for missing in (ids[1], "msg_none"):
         with pytest.raises(openai.NotFoundError):
             client.conversations.items.delete(missing, conversation_id=conversation.id)
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.conversations.items.create(conversation.id, items=[{"type": "item_reference", "id": "msg_none"}])
+    assert unknown.value.param == "items"
     assert client.conversations.delete(conversation.id).deleted
     error = refusal(client, openai.NotFoundError, conversation=conversation.id)
     assert (error.code, error.param) == ("conversation_not_found", "conversation")

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from sessions.completing import checked_ids, encode_prompts
 from sessions.detokenizer import StopStrings, TextStream
 from sessions.errors import ContextLengthExceeded, InvalidRequest
+from sessions.long_work import LongWork
 from sessions.tokenizer import Tokenizer
 from sessions.types import CompletionRequest
 
@@ -35,7 +36,7 @@ def chatml(chatml_folder: Path) -> Tokenizer:
 
 async def encoded(tokenizer: Tokenizer, *prompts: str | tuple[int, ...], **fields: Any) -> Any:
     request = CompletionRequest(prompts, **fields)
-    return await encode_prompts(request, tokenizer, scope="", max_model_len=50)
+    return await encode_prompts(request, tokenizer, LongWork(), scope="", max_model_len=50)
 
 
 async def test_a_text_begins_as_the_model_begins_every_text(with_bos: Tokenizer, chatml: Tokenizer) -> None:
