@@ -9,6 +9,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +20,9 @@ from sessions.engine.loaded import Arithmetic
 from sessions.engine.native.kernels import Kernels, NativeAttention, NativePool
 from sessions.engine.torch_attention import TorchAttention
 from sessions.errors import ModelRefused
+
+if TYPE_CHECKING:
+    from sessions.engine.flex_attention import FlexPool
 
 Report = Callable[[str], None]
 Attention = Callable[[Batch], Receiver]
@@ -102,6 +106,20 @@ def open_attention(
 
     flex_pool = FlexPool(cache, max_model_len, compiled=cache.device.type == "cuda")
     if warm and cache.device.type == "cuda":
-        with torch.inference_mode():
-            flex_pool.warm()
+        warm_up(flex_pool)
     return lambda batch: FlexAttention(flex_pool, batch)
+
+
+def warm_up(pool: "FlexPool") -> None:
+    """Raises ModelRefused: by now the pool is there, in its order, and nothing else can take its place."""
+    try:
+        with torch.inference_mode():
+            pool.warm()
+    except Exception as error:
+        raise ModelRefused(f"{flex_failure(error)}; `--attention sdpa` does without it") from error
+
+
+def flex_failure(error: Exception) -> str:
+    """What a compiler or a driver raised, in one line."""
+    what = (str(error).strip().splitlines() or [""])[0]
+    return f"FlexAttention fails here: {type(error).__name__}: {what}"

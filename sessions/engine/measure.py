@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sessions.engine.attending import Wanted, candidates
+from sessions.engine.attending import Wanted, candidates, flex_failure
 from sessions.engine.attention import Receiver
 from sessions.engine.batch import Batch
 from sessions.engine.check import LENGTH, TOLERANCE, PagedCheck, Text, tolerance
@@ -135,8 +135,7 @@ def _run_check(check: PagedCheck, loaded: LoadedModel, limit: float) -> None:
     except Exception as error:
         if loaded.attention != "flex":
             raise
-        what = (str(error).strip().splitlines() or [""])[0]
-        raise ModelRefused(f"FlexAttention fails here: {type(error).__name__}: {what}") from error
+        raise ModelRefused(flex_failure(error)) from error
 
 
 def lean_forward(

@@ -11,7 +11,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from sessions.engine import attending, measure
 from sessions.engine.attending import Wanted, candidates, open_attention
 from sessions.engine.flex_attention import FlexPool
-from sessions.engine.kv_cache import LayerLayout
+from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.loaded import Arithmetic
 from sessions.engine.measure import prepare_model
 from sessions.engine.native.kernels import Kernels, NativeAttention, load_kernels
@@ -157,6 +157,16 @@ def test_a_flex_that_computes_something_else_is_passed_over(monkeypatch: pytest.
     assert loaded.attention == "sdpa"
     [report] = asked.reports
     assert report.startswith("attention 'sdpa' instead of 'flex': over the block pool its logits differ")
+
+
+def test_what_fails_over_the_whole_pool_ends_the_start_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(FlexPool, "warm", fail)
+    cache = KVCache(LAYERS, 2, 16, torch.float32, CPU, tokens_first=True)
+    with pytest.raises(ModelRefused, match="RuntimeError: out of resources; `--attention sdpa` does without it"):
+        attending.warm_up(FlexPool(cache, 32, compiled=False))
 
 
 def test_a_flex_that_does_not_compile_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
