@@ -49,6 +49,7 @@ class Lost:
 class Findings:
     """What was looked up. Counts are tokens of the prompt.
 
+    grain: in how many tokens at once what is held is held: below the pool in blocks, so that less than one is no loss.
     shared: with the closest earlier prompt of the caller's.
     closest_ends: there is nothing of the closest after `shared`. tools_differ: from the closest's.
     is_alike: the closest is much the same conversation, though they part at the very beginning.
@@ -58,6 +59,7 @@ class Findings:
 
     num_tokens: int
     tiers: TokensByTier
+    grain: int
     shared: int
     closest_ends: bool
     tools_differ: bool
@@ -78,7 +80,7 @@ def classify(found: Findings) -> MissClass:
         return "hit"
     if found.lost is not None:
         return "evicted" if found.lost.reason == "budget" else found.lost.reason
-    if found.shared > found.held + 1:
+    if found.shared >= found.held + max(2, found.grain):
         return "evicted"
     if (known := _known_from_outside(found)) is not None and found.closest_ends:
         return known

@@ -36,10 +36,11 @@ ALIKE_CHARS: Final = 48
 
 
 @dataclass(frozen=True, slots=True)
-class _InPool:
-    """What the pool says of a prompt. then: what it stores after the held part, on another branch."""
+class _Held:
+    """What there is of a prompt. loss: of the first block that is neither in the pool nor below it. then: what the pool
+    stores after the part that it holds, on another branch."""
 
-    num_held: int
+    tiers: TokensByTier
     loss: Loss | None
     then: tuple[int, ...]
 
@@ -70,23 +71,23 @@ class Explainer:
         """prompted: of a request that `wants_explanation`, so that places in it are known."""
         chain, token_ids = prompted.chain, prompted.token_ids
         size = self._pool.block_size
-        in_pool = await self._in_pool(chain, token_ids)
-        tiers = self._by_tier(chain, in_pool)
-        num_elsewhere = await self._index.num_elsewhere(chain, tiers.held // size)
-        held = tiers.held
+        known = await self._known(chain, token_ids)
+        tiers, held = known.tiers, known.tiers.held
+        num_elsewhere = await self._index.num_elsewhere(chain, held // size)
         is_alike, shared, then = await self._closest(prompted)
         if shared <= held:  # pool and tiers know prompts of which no transcript is left
-            theirs = in_pool.then if held == in_pool.num_held else ()
+            theirs = known.then if held == tiers.pool else ()
             shared, then = held, theirs if shared < held else then or theirs
         declared = chain.num_shared_blocks * size
         is_news = shared <= declared or shared < LEAST_SHARED_TOKENS
         found = Findings(
             num_tokens=len(token_ids),
             tiers=replace(tiers, elsewhere=num_elsewhere * size),
+            grain=1 if held == tiers.pool else size,
             shared=shared,
             closest_ends=not then,
             tools_differ=await self._tools_differ(prompted, shared, scope_of(request)),
-            lost=_lost(in_pool.loss, time.monotonic()),
+            lost=_lost(known.loss, time.monotonic()),
             is_alike=is_alike,
             was_said_before=is_news and prompted.report.num_spliced > 0,
             sighting=await self._sightings.look(request, prompted.opening.conversation) if is_news else None,
@@ -97,33 +98,35 @@ class Explainer:
     async def compare(self, prompted: Prompted, earlier: Prompted) -> Comparison:
         """prompted: of a request that is about to start. earlier: of one that may have run long ago."""
         chain, token_ids = prompted.chain, prompted.token_ids
-        in_pool = await self._in_pool(chain, token_ids)
+        known = await self._known(chain, token_ids)
         shared = _num_shared(token_ids, earlier.token_ids)
         return Comparison(
             shared_tokens=shared,
             parts=shared < min(len(token_ids), len(earlier.token_ids)),
-            are_held=self._by_tier(chain, in_pool).held + 1 >= shared,
+            are_held=known.tiers.held + 1 >= shared,
             have_same_tools=prompted.opening.conversation.schemas == earlier.opening.conversation.schemas,
         )
 
-    def _by_tier(self, chain: HashChain, in_pool: _InPool) -> TokensByTier:
+    def _by_tier(self, chain: HashChain, num_in_pool: int) -> TokensByTier:
         """Below the pool are whole blocks only, so what follows its last whole one may be in a tier as well."""
         size = self._pool.block_size
-        end, num_blocks = in_pool.num_held, in_pool.num_held // size
+        end, num_blocks = num_in_pool, num_in_pool // size
         tokens = {}
         for tier, num_held in self._tiers.num_held(chain, num_blocks).items():
             num_blocks += num_held
             tokens[tier] = max(0, num_blocks * size - end)
             end += tokens[tier]
-        return TokensByTier(in_pool.num_held, tokens.get("host", 0), tokens.get("disk", 0))
+        return TokensByTier(num_in_pool, tokens.get("host", 0), tokens.get("disk", 0))
 
-    def _look(self, chain: HashChain, token_ids: Sequence[int]) -> _InPool:
+    def _look(self, chain: HashChain, token_ids: Sequence[int]) -> _Held:
         """Engine thread."""
         hashes = chain.hashes
         match = self._pool.match_chain(chain, token_ids[:-1])
         num_blocks = len(match.blocks)
         num_held = num_blocks * self._pool.block_size + match.num_tail_tokens
-        loss = self._pool.loss(hashes[num_blocks]) if num_blocks < len(hashes) else None
+        tiers = self._by_tier(chain, num_held)
+        first_missing = tiers.held // self._pool.block_size
+        loss = self._pool.loss(hashes[first_missing]) if first_missing < len(hashes) else None
         last = match.blocks[-1] if match.blocks else None
         same = tuple(token_ids[num_held - match.num_tail_tokens : num_held])
         then = (
@@ -131,7 +134,7 @@ class Explainer:
             if num_held >= LEAST_SHARED_TOKENS
             else ()
         )
-        return _InPool(num_held, loss, then)
+        return _Held(tiers, loss, then)
 
     async def _closest(self, prompted: Prompted) -> tuple[bool, int, tuple[int, ...]]:
         """Of the caller's earlier prompts, with their replies, the one that shares most leading tokens with this one.
@@ -191,7 +194,7 @@ class Explainer:
             is_last_message=param == f"messages[{prompted.opening.conversation.sources[-1]}].content",
         )
 
-    async def _in_pool(self, chain: HashChain, token_ids: Sequence[int]) -> _InPool:
+    async def _known(self, chain: HashChain, token_ids: Sequence[int]) -> _Held:
         return await asyncio.wrap_future(self._engine.call(lambda: self._look(chain, token_ids)))
 
 

@@ -51,7 +51,7 @@ async def cached(service: ChatService, asked: ChatRequest) -> int:
 async def explained(service: ChatService, asked: ChatRequest) -> Explanation:
     """And what is said to be found is what a request finds."""
     found = await service.explain(asked)
-    assert await cached(service, asked) == found.tiers.pool + found.tiers.disk
+    assert await cached(service, asked) == found.tiers.held
     return found
 
 
@@ -183,7 +183,7 @@ def valkey() -> Any:
 
 
 async def test_restarted_and_redis_unavailable(valkey: ValkeyServer) -> None:
-    index = IndexOptions("redis", valkey.url)
+    index = IndexOptions("redis", valkey.url, timeout_ms=2000)
     async with service(index=index) as before:
         await eventually(lambda: before.index.state == "redis")
         reply = await say(before, request("One?"))
@@ -203,7 +203,7 @@ CHANGES = [*({name: value} for name, value in MODEL.items()), {"template": "othe
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
 async def test_model_and_template_changed(valkey: ValkeyServer, change: dict[str, Any]) -> None:
-    index = IndexOptions("redis", valkey.url)
+    index = IndexOptions("redis", valkey.url, timeout_ms=2000)
     shared = {"index": index, "shared_prompts": [SharedPrompt((Message("system", SYSTEM),))]}
     alice = {"tenant": Tenant("alice")}
     async with service(**shared) as before:
@@ -232,7 +232,7 @@ def marks(server: ValkeyServer) -> int:
 
 async def test_a_first_turn_that_another_process_answered_is_told_as_restarted(valkey: ValkeyServer) -> None:
     options: dict[str, Any] = {
-        "index": IndexOptions("redis", valkey.url),
+        "index": IndexOptions("redis", valkey.url, timeout_ms=2000),
         "shared_prompts": [SharedPrompt((Message("system", SYSTEM),))],
     }
     async with service(**options) as one, service(**options) as two:

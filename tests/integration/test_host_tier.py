@@ -87,6 +87,24 @@ async def test_what_the_pool_loses_comes_back_from_the_host_with_the_same_answer
         assert (await one.explain(asked("one"))).kind == "hit"
 
 
+@pytest.mark.parametrize("num_left_blocks", [0, 2])
+async def test_what_only_the_host_has_is_explained_as_found(num_left_blocks: int) -> None:
+    """Whether the pool has some of it or none. The host has whole blocks: what is less than one is no loss."""
+    async with service() as one:
+        text = await say(one, asked("one"))
+        (said,) = asked("one").messages
+        goes_on = replace(asked("one"), messages=(said, Message("assistant", text), Message("user", "And?")))
+        await push_out(one, asked("one"))
+        if num_left_blocks:
+            begins = ChatRequest((Message("user", said.content[: num_left_blocks * SIZE]),), tenant=ALICE)
+            await say(one, replace(begins, params=SamplingParams(max_tokens=1)))
+        found = await one.explain(goes_on)
+        assert found.tiers.host > 0 and (found.tiers.pool > 0) == bool(num_left_blocks)
+        assert (found.kind, found.lost_to, found.advice, found.missed_tokens) == ("hit", None, "", 0)
+        edited = replace(goes_on, messages=(said, Message("assistant", "No."), Message("user", "And?")))
+        assert (await one.explain(edited)).kind == "diverged"
+
+
 async def test_it_is_listed_pictured_and_counted_as_the_host_s() -> None:
     async with service() as one:
         await say(one, asked("one"))
