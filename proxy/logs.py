@@ -6,9 +6,10 @@ client left.
 
 import asyncio
 import logging
+import os
 import sys
 import time
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,14 +18,19 @@ from proxy.errors import CLIENT_CLOSED_REQUEST
 from proxy.metrics import Metrics
 from proxy.scope import RequestScope, request_scope
 
+BARS_AT: Final = ("debug", "info")
+"""Levels at which a terminal, and nothing else, shows how far the loading of a model is."""
+
 _logger = structlog.get_logger("anaphora.request")
 
 
 def configure(level: str, log_format: str) -> None:
     """One handler on the root logger, for structlog's loggers and everybody else's.
 
-    Called once, from `__main__`.
+    Called once, from `__main__`, before a library that draws bars is imported: tqdm looks at its variable then.
     """
+    if log_format != "console" or not sys.stderr.isatty() or level not in BARS_AT:
+        os.environ.setdefault("TQDM_DISABLE", "1")
     renderer: Any = structlog.processors.JSONRenderer()
     if log_format == "console":
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)

@@ -29,6 +29,23 @@ Server(Settings(), lambda _: open_fake_service(index=index)).run(sockets=[bind("
 """
 
 
+BARS = """
+from proxy import logs
+
+logs.configure("info", "console")
+from transformers.modeling_gguf_pytorch_utils import tqdm
+from transformers.utils.logging import tqdm as theirs
+
+list(tqdm([1], desc="Converting")), list(theirs([1], desc="Loading"))
+"""
+
+
+def test_no_library_draws_bars_into_a_log() -> None:
+    """They are no lines, let alone JSON."""
+    done = subprocess.run([sys.executable, "-c", BARS], check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
 @contextmanager
 def started(mode: str, url: str = "") -> Iterator[Callable[[str], list[dict[str, Any]]]]:
     """A function that reads the child's log up to the first line whose event begins with a text."""
