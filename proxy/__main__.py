@@ -64,6 +64,8 @@ main.add_command(chat)
 
 def _run(settings: Settings) -> None:
     gc.disable()  # what start-up makes, it keeps: looking for garbage in it takes 0.7 s
+    import structlog
+
     from proxy import logs
 
     # Read by the OpenMP runtime when torch loads it: how long a thread spins for the next operator, then sleeps. Two
@@ -78,7 +80,7 @@ def _run(settings: Settings) -> None:
         raise bind_refusal(settings, error) from None
     with bound, _cache_dir_refusal(settings.cache_dir):
         settings.cache_dir.mkdir(parents=True, exist_ok=True)
-        click.echo(f"Loading the model '{settings.model}' …", err=True)
+        structlog.get_logger("anaphora").info("loading the model", model=settings.model)
         from proxy.server import Server
 
         server = Server(settings, open_and_freeze)

@@ -46,6 +46,25 @@ def test_no_library_draws_bars_into_a_log() -> None:
     assert done.stderr == ""
 
 
+def test_the_first_line_is_a_line_of_the_log(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "proxy",
+        "serve",
+        "--model",
+        "./no-such.gguf",
+        "--log-format",
+        "json",
+        "--port",
+        "0",
+    ]
+    done = subprocess.run([*command, "--cache-dir", str(tmp_path)], check=False, capture_output=True, text=True)
+    first, *_, last = done.stderr.splitlines()
+    assert (json.loads(first)["event"], json.loads(first)["model"]) == ("loading the model", "./no-such.gguf")
+    assert last.startswith("Error: ")
+
+
 @contextmanager
 def started(mode: str, url: str = "") -> Iterator[Callable[[str], list[dict[str, Any]]]]:
     """A function that reads the child's log up to the first line whose event begins with a text."""
