@@ -49,7 +49,7 @@ clients: $(STAMP) ## Install other people's clients in .venv-clients (and node's
 	.venv-clients/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	.venv-clients/bin/python -m pip install --quiet --group clients
 	if command -v npm; then npm install --prefix tests/clients/node --no-audit --no-fund --no-package-lock; fi
-	$(BIN)/python -m pytest -m clients $(ARGS)
+	$(BIN)/python -m pytest tests/clients -m clients $(ARGS)
 
 lint: $(STAMP) ## Check style and import contracts
 	$(BIN)/ruff check .
