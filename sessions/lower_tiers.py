@@ -72,6 +72,8 @@ class LowerTiers:
 
     def offer(self, result: StepResult, tenant_root: Callable[[str, str | None], BlockHash]) -> None:
         """Engine thread: what the tiers may write. tenant_root: of a tenant's id, and of no salt."""
+        if self.tiers.is_empty:
+            return
         self.tiers.removed(result.removed)
         for output in result.outputs:
             parent: BlockHash | None = None

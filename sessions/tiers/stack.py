@@ -30,6 +30,10 @@ class TierStack:
     def __init__(self, tiers: Sequence[Tier]) -> None:
         self._tiers = tuple(tiers)
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._tiers
+
     # -- engine thread --
 
     def offer(self, after: Anchor, hashes: Sequence[BlockHash]) -> None:
