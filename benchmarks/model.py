@@ -32,6 +32,7 @@ ARITHMETICS = {
     for arithmetic in (
         Arithmetic("torch", "none", "float32", False),
         Arithmetic("fp32", "none", "float32", True),
+        Arithmetic("file", "file", "float16", True),
         Arithmetic("fp16", "fp16", "float16", True),
         Arithmetic("int8", "int8", "float16", True),
         Arithmetic("fp16-kv8", "fp16", "int8", True),

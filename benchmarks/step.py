@@ -51,7 +51,7 @@ QUICK_DECODES: Final = ((1, 64), (4, 64))
     "names",
     multiple=True,
     type=click.Choice(list(ARITHMETICS)),
-    default=("torch", "fp16", "int8"),
+    default=("torch", "file", "fp16", "int8"),
     show_default=True,
     help="The first is the reference.",
 )

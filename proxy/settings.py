@@ -86,9 +86,9 @@ class Settings(BaseSettings):
         "auto",
         description="Arithmetic; `auto` is float32 on CPU and the model's own on CUDA.",
     )
-    quantization: Literal["auto", "none", "fp16", "int8"] = Field(
+    quantization: Literal["auto", "none", "file", "fp16", "int8"] = Field(
         "auto",
-        description="How weights are packed on CPU: `fp16` (error about 2e-4; `auto`), `int8`, `none` (float32).",
+        description="How weights are packed on CPU: `file` (the 4 or 8 bits of a GGUF, else as `fp16`; `auto`), `fp16`, `int8`, `none`.",
     )
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",

@@ -116,14 +116,14 @@ def pick_dtype(dtype: str, device: torch.device, stored: str | None) -> torch.dt
 def pick_quantization(
     quantization: str, device: torch.device, dtype: torch.dtype, kernels: Kernels | None
 ) -> Quantization:
-    """`auto` is fp16 where the CPU's packed kernels are, none elsewhere. Raises ModelRefused where they are not."""
+    """`auto` is file with our CPU kernels, fp16 with torch's, none without. Raises ModelRefused where they are not."""
     packs = device.type == "cpu" and dtype == torch.float32
     if quantization == "auto":
-        return "fp16" if packs and can_pack() else "none"
+        return "file" if packs and kernels and can_pack() else "fp16" if packs and can_pack() else "none"
     if quantization == "fp16" and not (packs and can_pack()):
         raise ModelRefused("quantization 'fp16' needs an x86 CPU and dtype float32")
-    if quantization == "int8" and not (packs and kernels):
-        raise ModelRefused("quantization 'int8' needs a CPU, dtype float32, and the CPU kernels")
+    if quantization in ("file", "int8") and not (packs and kernels):
+        raise ModelRefused(f"quantization '{quantization}' needs a CPU, dtype float32, and the CPU kernels")
     picked: Quantization = QUANTIZATIONS[QUANTIZATIONS.index(quantization)]
     return picked
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sessions.engine.linear import can_pack
+from sessions.engine.fused import FusedDecoder
+from sessions.engine.linear import Linear, can_pack
 from sessions.engine.loaded import LoadedModel
 from sessions.engine.measure import prepare_model
 from sessions.engine.native.kernels import load_kernels
@@ -35,21 +36,53 @@ from tests.oracle import (
 KINDS = ["llama", "qwen3", "gemma3_text", "gpt2", "opt"]
 """The lean forward, with and without head norms; a sliding window; transposed weights; biases."""
 
-Quantized = Literal["fp16", "int8"]
+Quantized = Literal["file", "fp16", "int8"]
+QUANTIZED: tuple[Quantized, ...] = ("file", "fp16", "int8")
 
 
 def prepare(model: Any, quantization: Quantized, kv_dtype: torch.dtype) -> LoadedModel:
     kernels, reason = load_kernels(cache_dir())
     if kernels is None or not can_pack():
         pytest.skip(reason or "this build of torch has no packed linears")
+    if quantization == "file":
+        move_to_grids(model)
     return prepare_model(model, kernels, quantization, kv_dtype)
 
 
+@torch.no_grad()
+def move_to_grids(model: torch.nn.Module) -> None:
+    """Every matrix but embeddings becomes one that a Q4_1 file could hold; odd widths leave a shorter last block."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.dim() != 2 or isinstance(module, torch.nn.Embedding):
+            continue
+        rows = weight if isinstance(module, torch.nn.Linear) else weight.t()
+        for block in rows.split(32, dim=1):
+            low, high = block.amin(1, keepdim=True), block.amax(1, keepdim=True)
+            step, offset = ((high - low) / 15).half().float(), low.half().float()
+            block.copy_(((block - offset) / step).round().clamp(0, 15) * step + offset)
+
+
+def bits_of(loaded: LoadedModel) -> list[int | None]:
+    """Of every packed linear but the head, which may be tied to embeddings."""
+    inside = [cell.cell_contents for cell in getattr(loaded.forward, "__closure__", None) or ()]
+    roots = [cell for cell in inside if isinstance(cell, torch.nn.Module)]
+    if isinstance(decoder := getattr(loaded.forward, "__self__", None), FusedDecoder):
+        linears = [linear for layer in decoder._layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    else:
+        named = [pair for root in roots for pair in root.named_modules()]
+        linears = [module for name, module in named if isinstance(module, Linear) and "head" not in name]
+    assert linears
+    return [linear._packed and linear._packed.bits for linear in linears]
+
+
 @pytest.mark.parametrize("kv_dtype", [torch.float16, torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("quantization", ["fp16", "int8"])
+@pytest.mark.parametrize("quantization", QUANTIZED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_answer(kind: str, quantization: Quantized, kv_dtype: torch.dtype) -> None:
     loaded = prepare(tiny_model(kind, SERVED[kind]), quantization, kv_dtype)
+    if quantization == "file":
+        assert all(bits_of(loaded)), "the integers were not found"
     oracle = ColdOracle(loaded)
     kin = tiny_families(block_size_of(loaded))[1::3]
     oracle.learn(tiny_prompts() + [prompt for family in kin for prompt in family.prompts])
@@ -63,7 +96,7 @@ def test_one_answer(kind: str, quantization: Quantized, kv_dtype: torch.dtype) -
 
 @pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["fp16", "int8"])
+@pytest.mark.parametrize("quantization", QUANTIZED)
 def test_one_answer_of_the_default_model_past_a_partition(quantization: Quantized) -> None:
     """Prompts longer than the 512 keys the kernel sums at a time, so that partial sums are merged."""
     from sessions.model_folder import resolve_model
@@ -82,7 +115,7 @@ def test_one_answer_of_the_default_model_past_a_partition(quantization: Quantize
             assert_right(oracle, bench.run(*prompts))
 
 
-@pytest.mark.parametrize("quantization", ["fp16", "int8"])
+@pytest.mark.parametrize("quantization", QUANTIZED)
 def test_packed_weights_let_the_originals_go(quantization: Quantized) -> None:
     model = tiny_model("llama", {"tie_word_embeddings": False})
     head = weakref.ref(model.lm_head.weight)

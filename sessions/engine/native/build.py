@@ -1,4 +1,4 @@
-"""Compile kernels.cpp once per machine. Writes only to <cache>/native; needs a C++ compiler, nothing of torch.
+"""Compile the kernels once per machine. Writes only to <cache>/native; needs a C++ compiler, nothing of torch.
 
 The file's name is the hash of all that shapes it (source, flags, compiler, instruction set), so a library built for
 another machine, version or compiler is never loaded; it appears whole, by a rename.
@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-SOURCE: Final = Path(__file__).with_name("kernels.cpp")
+SOURCES: Final = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "linear.cpp"))
+HEADERS: Final = (Path(__file__).with_name("vectors.h"),)
 FLAGS: Final = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp",
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
@@ -33,7 +34,7 @@ def build(cache_dir: Path) -> Path:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         draft = Path(folder) / target.name
-        _run([compiler, *FLAGS, str(SOURCE), "-o", str(draft)])
+        _run([compiler, *FLAGS, *map(str, SOURCES), "-o", str(draft)])
         draft.replace(target)
     return target
 
@@ -47,9 +48,10 @@ def find_compiler() -> str:
 
 
 def _key(compiler: str) -> str:
-    """Hash of source, flags, and the compiler's predefined macros: its version and the CPU's instruction set."""
+    """Hash of sources, flags, and the compiler's predefined macros: its version and the CPU's instruction set."""
     macros = _run([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    return sha256(b"\0".join([SOURCE.read_bytes(), " ".join(FLAGS).encode(), macros])).hexdigest()[:24]
+    sources = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
+    return sha256(b"\0".join([*sources, " ".join(FLAGS).encode(), macros])).hexdigest()[:24]
 
 
 def _run(command: list[str]) -> bytes:

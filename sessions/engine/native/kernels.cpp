@@ -4,29 +4,13 @@
 //
 // A row's result never depends on the other rows of the step: every sum runs in an order fixed by the row's own
 // position. So cold = warm = chunked = batched, bit for bit.
-//
-// Vectors are GCC/Clang vector extensions of 8 floats: AVX2 where there is AVX2, two NEON registers on ARM.
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__F16C__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace {
 
-typedef float v8 __attribute__((vector_size(32)));
-typedef int32_t v8i __attribute__((vector_size(32)));
-typedef uint16_t v8h __attribute__((vector_size(16)));
-typedef int16_t v16s __attribute__((vector_size(32)));
-typedef int8_t v16b __attribute__((vector_size(16)));
-typedef int8_t v8b __attribute__((vector_size(8)));
-
 enum Dtype : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT8 = 3 };
 
-constexpr int LANES = 8;
 constexpr int ROW_GROUP = 6;      // rows that share one load of K or V: 6 x 2 accumulators fill 16 registers
 constexpr int MAX_ROWS = 48;      // (token, query head) rows of one task
 constexpr int TILE_KEYS = 128;    // keys between two rescalings of the running softmax
@@ -36,10 +20,6 @@ constexpr int MAX_HEAD_DIM = 256;
 constexpr float NEGATIVE = -INFINITY;
 constexpr float STEPS = 127;        // integers on each side of zero that int8 KV is rounded to
 constexpr float SMALLEST = 1e-30f;  // below, K or V of a head is stored as zeros: 1 / scale would overflow
-
-inline v8 load(const float* p) { v8 v; memcpy(&v, p, sizeof v); return v; }
-inline void store(float* p, v8 v) { memcpy(p, &v, sizeof v); }
-inline v8 splat(float x) { return v8{x, x, x, x, x, x, x, x}; }
 
 // -- element types of the pool: `put_all` stores one token's K or V, elements `stride` apart; only I8 has a scale --
 
@@ -54,31 +34,25 @@ struct Plain {
 
 struct F32 : Plain<F32> {
     typedef float type;
-    static inline v8 load8(const float* p) { return load(p); }
+    template <int L>
+    static inline typename Of<L>::floats load(const float* p) { return load_of<L>(p); }
     static inline void put(float* p, float x) { *p = x; }
 };
 
 struct F16 : Plain<F16> {
     typedef uint16_t type;
-#if defined(__F16C__)
-    static inline v8 load8(const uint16_t* p) { return (v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
-    static inline void put(uint16_t* p, float x) { *p = (uint16_t)_cvtss_sh(x, 0); }
-#else
-    static inline v8 load8(const uint16_t* p) {
-        v8 v;
-        for (int i = 0; i < LANES; i++) { _Float16 h; memcpy(&h, p + i, 2); v[i] = (float)h; }
-        return v;
-    }
-    static inline void put(uint16_t* p, float x) { _Float16 h = (_Float16)x; memcpy(p, &h, 2); }
-#endif
+    template <int L>
+    static inline typename Of<L>::floats load(const uint16_t* p) { return halves_of<L>(p); }
+    static inline void put(uint16_t* p, float x) { *p = to_half(x); }
 };
 
 struct BF16 : Plain<BF16> {
     typedef uint16_t type;
-    static inline v8 load8(const uint16_t* p) {
-        v8h h; memcpy(&h, p, sizeof h);
-        v8i wide = __builtin_convertvector(h, v8i) << 16;
-        return (v8)wide;
+    template <int L>
+    static inline typename Of<L>::floats load(const uint16_t* p) {
+        uint16_t halves __attribute__((vector_size(2 * L)));
+        memcpy(&halves, p, sizeof halves);
+        return (typename Of<L>::floats)(__builtin_convertvector(halves, typename Of<L>::ints) << 16);
     }
     static inline void put(uint16_t* p, float x) {  // round to nearest even, as torch does
         uint32_t bits; memcpy(&bits, &x, 4);
@@ -89,12 +63,18 @@ struct BF16 : Plain<BF16> {
 struct I8 {
     typedef int8_t type;
     static constexpr bool SCALED = true;
-    static inline v8 load8(const int8_t* p) {
+    template <int L>
+    static inline typename Of<L>::floats load(const int8_t* p) {
+#if defined(__AVX512F__)
+        if constexpr (L == 16) return (typename Of<L>::floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#endif
 #if defined(__AVX2__)
-        return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+        if constexpr (L == LANES)
+            return (typename Of<L>::floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 #else
-        v8b narrow; memcpy(&narrow, p, sizeof narrow);
-        return __builtin_convertvector(narrow, v8);
+        int8_t narrow __attribute__((vector_size(L)));
+        memcpy(&narrow, p, sizeof narrow);
+        return __builtin_convertvector(narrow, typename Of<L>::floats);
 #endif
     }
     // The bits of kv_cache.round_to_int8. What is not finite leaves a scale that is not, and so shows when it is read.
@@ -121,24 +101,27 @@ struct I8 {
 };
 
 // exp(x) for x <= 0: Cephes' polynomial, relative error about 2e-7; 0 below -87.
-inline v8 exp8(v8 x) {
-    v8 floor_at = splat(-87.0f);
-    v8i underflow = x < floor_at;
+template <int L>
+inline typename Of<L>::floats exp_of(typename Of<L>::floats x) {
+    typedef typename Of<L>::floats v;
+    typedef typename Of<L>::ints vi;
+    const v floor_at = splat_of<L>(-87.0f), zero = splat_of<L>(0);
+    const vi underflow = x < floor_at;
     x = underflow ? floor_at : x;
-    v8 n = x * splat(1.44269504088896341f);
-    v8i whole = __builtin_convertvector(n - splat(0.5f), v8i);  // rounds to nearest: n <= 0 and conversion truncates
-    v8 k = __builtin_convertvector(whole, v8);
-    x = x - k * splat(0.693359375f);
-    x = x - k * splat(-2.12194440e-4f);
-    v8 y = splat(1.9875691500e-4f);
-    y = y * x + splat(1.3981999507e-3f);
-    y = y * x + splat(8.3334519073e-3f);
-    y = y * x + splat(4.1665795894e-2f);
-    y = y * x + splat(1.6666665459e-1f);
-    y = y * x + splat(5.0000001201e-1f);
-    y = y * x * x + x + splat(1.0f);
-    v8 scaled = y * (v8)((whole + 127) << 23);
-    return underflow ? splat(0.0f) : scaled;
+    v n = x * 1.44269504088896341f;
+    vi whole = __builtin_convertvector(n - 0.5f, vi);  // rounds to nearest: n <= 0 and conversion truncates
+    v k = __builtin_convertvector(whole, v);
+    x = x - k * 0.693359375f;
+    x = x - k * -2.12194440e-4f;
+    v y = splat_of<L>(1.9875691500e-4f);
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * x * x + x + 1.0f;
+    v scaled = y * (v)((whole + 127) << 23);
+    return underflow ? zero : scaled;
 }
 
 template <class E>
@@ -146,12 +129,23 @@ inline void prefetch(const E* from, int64_t count) {
     for (const char *p = (const char*)from, *end = (const char*)(from + count); p < end; p += 64) __builtin_prefetch(p, 0, 2);
 }
 
-inline float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+// Over lanes, in halves: the order is that of the lanes alone.
+template <int L>
+inline float sum_of(typename Of<L>::floats v) {
+    float lane[L];
+    store_of<L>(lane, v);
+    for (int half = L / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
 
-inline float max8(v8 v) {
-    float m = v[0];
-    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
-    return m;
+template <int L>
+inline float max_of(typename Of<L>::floats v) {
+    float lane[L];
+    store_of<L>(lane, v);
+    for (int half = L / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
 }
 
 }  // namespace
@@ -194,63 +188,68 @@ namespace {
 
 // -- attention --
 
-template <int R, int W, class T>
+template <int R, int W, int L, class T>
 inline void scores_of(const float* q, int head_dim, const typename T::type* const* k, int64_t stride,
                       const float* key_scale, float* out) {
-    // q [R, head_dim]; k: W columns of 8 keys, [head_dim] apart by stride -> out [R, TILE_KEYS], 8 W columns
-    v8 sum[R][W];
+    // q [R, head_dim]; k: W vectors of L keys, [head_dim] apart by stride -> out [R, TILE_KEYS], L W columns
+    typename Of<L>::floats sum[R][W];
     for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) sum[r][w] = splat(0);
+        for (int w = 0; w < W; w++) sum[r][w] = splat_of<L>(0);
     for (int d = 0; d < head_dim; d++) {
-        v8 key[W];
-        for (int w = 0; w < W; w++) key[w] = T::load8(k[w] + d * stride);
+        typename Of<L>::floats key[W];
+        for (int w = 0; w < W; w++) key[w] = T::template load<L>(k[w] + d * stride);
         for (int r = 0; r < R; r++) {
-            v8 x = splat(q[r * head_dim + d]);
+            typename Of<L>::floats x = splat_of<L>(q[r * head_dim + d]);
             for (int w = 0; w < W; w++) sum[r][w] += x * key[w];
         }
     }
     for (int r = 0; r < R; r++)
         for (int w = 0; w < W; w++) {
-            if constexpr (T::SCALED) sum[r][w] *= load(key_scale + w * LANES);
-            store(out + r * TILE_KEYS + w * LANES, sum[r][w]);
+            if constexpr (T::SCALED) sum[r][w] *= load_of<L>(key_scale + w * L);
+            store_of<L>(out + r * TILE_KEYS + w * L, sum[r][w]);
         }
 }
 
-template <int R, int W, class T>
+template <int R, int W, int L, class T>
 inline void weigh_values(const float* p, const typename T::type* v, int64_t value_dim, int num_keys, float* out) {
-    // p [R, TILE_KEYS], v [num_keys, value_dim] -> out [R, MAX_HEAD_DIM] += p v, 8 W columns
-    v8 sum[R][W];
+    // p [R, TILE_KEYS], v [num_keys, value_dim] -> out [R, MAX_HEAD_DIM] += p v, L W columns
+    typename Of<L>::floats sum[R][W];
     for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) sum[r][w] = load(out + r * MAX_HEAD_DIM + w * LANES);
+        for (int w = 0; w < W; w++) sum[r][w] = load_of<L>(out + r * MAX_HEAD_DIM + w * L);
     for (int j = 0; j < num_keys; j++) {
-        v8 value[W];
-        for (int w = 0; w < W; w++) value[w] = T::load8(v + j * value_dim + w * LANES);
+        typename Of<L>::floats value[W];
+        for (int w = 0; w < W; w++) value[w] = T::template load<L>(v + j * value_dim + w * L);
         for (int r = 0; r < R; r++) {
-            v8 x = splat(p[r * TILE_KEYS + j]);
+            typename Of<L>::floats x = splat_of<L>(p[r * TILE_KEYS + j]);
             for (int w = 0; w < W; w++) sum[r][w] += x * value[w];
         }
     }
     for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) store(out + r * MAX_HEAD_DIM + w * LANES, sum[r][w]);
+        for (int w = 0; w < W; w++) store_of<L>(out + r * MAX_HEAD_DIM + w * L, sum[r][w]);
 }
 
-// Few rows take more columns at once: enough independent sums to keep the multipliers busy, still within registers.
-template <int R, class T>
+// Vectors at once: enough independent sums to keep the multipliers busy, within the 16 registers of AVX2 or the 32 of AVX-512.
+template <int R>
+constexpr int AT_ONCE = WIDE > LANES || R <= 3 ? 4 : 2;
+
+template <int R, int L, class T>
 void score_rows(const float* q, int head_dim, const typename T::type* const* k, int columns, int64_t stride,
                 const float* key_scale, float* out) {
-    constexpr int WIDE = R <= 3 ? 4 : 2;
+    constexpr int W = AT_ONCE<R>;
     int w = 0;
-    for (; w + WIDE <= columns; w += WIDE)
-        scores_of<R, WIDE, T>(q, head_dim, k + w, stride, key_scale + w * LANES, out + w * LANES);
-    for (; w < columns; w++) scores_of<R, 1, T>(q, head_dim, k + w, stride, key_scale + w * LANES, out + w * LANES);
+    for (; w + W <= columns; w += W)
+        scores_of<R, W, L, T>(q, head_dim, k + w, stride, key_scale + w * L, out + w * L);
+    for (; w < columns; w++) scores_of<R, 1, L, T>(q, head_dim, k + w, stride, key_scale + w * L, out + w * L);
 }
 
 template <int R, class T>
 void weigh_rows(const float* p, const typename T::type* v, int value_dim, int num_keys, float* out) {
-    constexpr int WIDE = (R <= 3 ? 4 : 2) * LANES;
+    constexpr int W = AT_ONCE<R>;
     int c = 0;
-    for (; c + WIDE <= value_dim; c += WIDE) weigh_values<R, WIDE / LANES, T>(p, v + c, value_dim, num_keys, out + c);
-    for (; c < value_dim; c += LANES) weigh_values<R, 1, T>(p, v + c, value_dim, num_keys, out + c);
+    for (; c + W * WIDE <= value_dim; c += W * WIDE)
+        weigh_values<R, W, WIDE, T>(p, v + c, value_dim, num_keys, out + c);
+    for (; c + WIDE <= value_dim; c += WIDE) weigh_values<R, 1, WIDE, T>(p, v + c, value_dim, num_keys, out + c);
+    for (; c < value_dim; c += LANES) weigh_values<R, 1, LANES, T>(p, v + c, value_dim, num_keys, out + c);
 }
 
 // Softmax state of a task's rows over the keys seen so far.
@@ -284,7 +283,7 @@ struct Task {
 };
 
 // Rescale what is there and turn scores into weights, of the integers where V is scaled; masks what the row may not see.
-template <class T>
+template <int L, class T>
 inline void soften(Running& run, float* scores, int r, int64_t first_key, int width, int64_t low, int64_t high,
                    int value_dim, const float* value_scale) {
     float* s = scores + r * TILE_KEYS;
@@ -292,35 +291,37 @@ inline void soften(Running& run, float* scores, int r, int64_t first_key, int wi
     int to = high - first_key < width ? (int)(high - first_key > 0 ? high - first_key : 0) : width;
     for (int j = 0; j < from; j++) s[j] = NEGATIVE;
     for (int j = to; j < width; j++) s[j] = NEGATIVE;
-    v8 top = load(s);
-    for (int j = LANES; j < width; j += LANES) { v8 x = load(s + j); top = x > top ? x : top; }
-    float peak = max8(top);
+    typedef typename Of<L>::floats v;
+    v top = load_of<L>(s);
+    for (int j = L; j < width; j += L) { v x = load_of<L>(s + j); top = x > top ? x : top; }
+    float peak = max_of<L>(top);
     if (peak == NEGATIVE) {
         memset(s, 0, sizeof(float) * width);
         return;
     }
     peak = run.peak[r] > peak ? run.peak[r] : peak;
-    v8 total = splat(0);
-    for (int j = 0; j < width; j += LANES) {
-        v8 weight = exp8(load(s + j) - splat(peak));
+    v total = splat_of<L>(0);
+    for (int j = 0; j < width; j += L) {
+        v weight = exp_of<L>(load_of<L>(s + j) - peak);
         total += weight;
-        if constexpr (T::SCALED) weight *= load(value_scale + j);
-        store(s + j, weight);
+        if constexpr (T::SCALED) weight *= load_of<L>(value_scale + j);
+        store_of<L>(s + j, weight);
     }
     float* sum = run.sum + r * MAX_HEAD_DIM;
     if (run.peak[r] == NEGATIVE) {
-        run.total[r] = sum8(total);
+        run.total[r] = sum_of<L>(total);
     } else if (run.peak[r] == peak) {
-        run.total[r] += sum8(total);
+        run.total[r] += sum_of<L>(total);
     } else {
         float keep = expf(run.peak[r] - peak);
-        run.total[r] = run.total[r] * keep + sum8(total);
-        for (int d = 0; d < value_dim; d += LANES) store(sum + d, load(sum + d) * splat(keep));
+        run.total[r] = run.total[r] * keep + sum_of<L>(total);
+        for (int d = 0; d < value_dim; d += LANES) store_of<LANES>(sum + d, load_of<LANES>(sum + d) * keep);
     }
     run.peak[r] = peak;
 }
 
-template <class T>
+// L: keys of a vector; a block has a multiple of them.
+template <int L, class T>
 void attend_partition(const AttentionCall& call, const Task& task, const float* q, int num_rows, int64_t begin,
                       int64_t end, Running& run) {
     typedef typename T::type element;
@@ -329,8 +330,8 @@ void attend_partition(const AttentionCall& call, const Task& task, const float* 
     const Sequence& seq = *task.sequence;
     const int64_t first_position = seq.start + task.first_token, last_position = first_position + task.num_tokens - 1;
     const int64_t key_stride = (int64_t)hd * bs, value_stride = (int64_t)bs * vd;
-    alignas(32) float scores[MAX_ROWS * TILE_KEYS];
-    alignas(32) float key_scale[TILE_KEYS], value_scale[TILE_KEYS];
+    alignas(64) float scores[MAX_ROWS * TILE_KEYS];
+    alignas(64) float key_scale[TILE_KEYS], value_scale[TILE_KEYS];
     run.clear(num_rows, vd);
     if (end > last_position + 1) end = last_position + 1;
     if (call.window) {
@@ -339,15 +340,15 @@ void attend_partition(const AttentionCall& call, const Task& task, const float* 
     }
     for (int64_t tile = begin; tile < end; tile += TILE_KEYS) {
         const int num_keys = (int)(end - tile < TILE_KEYS ? end - tile : TILE_KEYS);
-        const int columns = (num_keys + LANES - 1) / LANES;
-        const element* k[TILE_KEYS / LANES];
+        const int columns = (num_keys + L - 1) / L;
+        const element* k[TILE_KEYS / L];
         for (int w = 0; w < columns; w++) {
-            const int64_t position = tile + w * LANES, block = seq.block_table[position / bs];
+            const int64_t position = tile + w * L, block = seq.block_table[position / bs];
             k[w] = (const element*)pool.keys + (block * pool.kv_heads + task.kv_head) * key_stride + position % bs;
             if constexpr (T::SCALED) {
                 const int64_t slot = (block * pool.kv_heads + task.kv_head) * bs + position % bs;
-                store(key_scale + w * LANES, load(pool.key_scales + slot));
-                store(value_scale + w * LANES, load(pool.value_scales + slot));
+                store_of<L>(key_scale + w * L, load_of<L>(pool.key_scales + slot));
+                store_of<L>(value_scale + w * L, load_of<L>(pool.value_scales + slot));
             }
         }
         if (tile + TILE_KEYS < end)  // blocks lie anywhere: no hardware prefetcher finds the next tile's
@@ -365,17 +366,17 @@ void attend_partition(const AttentionCall& call, const Task& task, const float* 
             float* out = scores + r0 * TILE_KEYS;
             const float* from = q + r0 * hd;
             switch (rows) {
-                case 1: score_rows<1, T>(from, hd, k, columns, bs, key_scale, out); break;
-                case 2: score_rows<2, T>(from, hd, k, columns, bs, key_scale, out); break;
-                case 3: score_rows<3, T>(from, hd, k, columns, bs, key_scale, out); break;
-                case 4: score_rows<4, T>(from, hd, k, columns, bs, key_scale, out); break;
-                case 5: score_rows<5, T>(from, hd, k, columns, bs, key_scale, out); break;
-                default: score_rows<6, T>(from, hd, k, columns, bs, key_scale, out);
+                case 1: score_rows<1, L, T>(from, hd, k, columns, bs, key_scale, out); break;
+                case 2: score_rows<2, L, T>(from, hd, k, columns, bs, key_scale, out); break;
+                case 3: score_rows<3, L, T>(from, hd, k, columns, bs, key_scale, out); break;
+                case 4: score_rows<4, L, T>(from, hd, k, columns, bs, key_scale, out); break;
+                case 5: score_rows<5, L, T>(from, hd, k, columns, bs, key_scale, out); break;
+                default: score_rows<6, L, T>(from, hd, k, columns, bs, key_scale, out);
             }
             for (int r = r0; r < r0 + rows; r++) {
                 const int64_t position = first_position + r / group;
                 const int64_t low = call.window ? position - call.window + 1 : 0;
-                soften<T>(run, scores, r, tile, columns * LANES, low, position + 1, vd, value_scale);
+                soften<L, T>(run, scores, r, tile, columns * L, low, position + 1, vd, value_scale);
             }
             for (int j = 0; j < num_keys;) {  // unwritten slots past num_keys are never read: 0 * NaN is NaN
                 const int64_t position = tile + j, block = seq.block_table[position / bs];
@@ -400,13 +401,20 @@ void attend_partition(const AttentionCall& call, const Task& task, const float* 
 }
 
 template <class T>
+void partition(const AttentionCall& call, const Task& task, const float* q, int num_rows, int64_t begin, int64_t end,
+               Running& run) {
+    if (call.pool->block_size % WIDE == 0) attend_partition<WIDE, T>(call, task, q, num_rows, begin, end, run);
+    else attend_partition<LANES, T>(call, task, q, num_rows, begin, end, run);
+}
+
+template <class T>
 void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) {
     const LayerPool& pool = *call.pool;
     const int group = call.q_heads / pool.kv_heads, hd = pool.head_dim, vd = pool.value_dim;
     const int num_rows = task.num_tokens * group;
     const int first_row = task.sequence->row + task.first_token, first_head = task.kv_head * group;
     static thread_local Running part, all;
-    alignas(32) float q[MAX_ROWS * MAX_HEAD_DIM];
+    alignas(64) float q[MAX_ROWS * MAX_HEAD_DIM];
     for (int r = 0; r < num_rows; r++) {
         const float* from =
             call.query + (first_row + r / group) * call.query_row + (first_head + r % group) * call.query_head;
@@ -415,7 +423,7 @@ void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) 
     const int64_t length = (int64_t)task.sequence->start + task.first_token + task.num_tokens;
     if (task.part >= 0) {
         const int64_t begin = (int64_t)task.part * PARTITION;
-        attend_partition<T>(call, task, q, num_rows, begin, begin + PARTITION, part);
+        partition<T>(call, task, q, num_rows, begin, begin + PARTITION, part);
         const int64_t width = vd + 2;
         for (int r = 0; r < num_rows; r++) {
             float* to = call.scratch + (scratch_row + r) * width;
@@ -432,7 +440,7 @@ void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) 
         if (low > 0) begin = low / PARTITION * PARTITION;
     }
     for (; begin < length; begin += PARTITION) {
-        attend_partition<T>(call, task, q, num_rows, begin, begin + PARTITION, part);
+        partition<T>(call, task, q, num_rows, begin, begin + PARTITION, part);
         for (int r = 0; r < num_rows; r++)
             merge_row(&all.peak[r], &all.total[r], all.sum + r * MAX_HEAD_DIM, part.peak[r], part.total[r],
                       part.sum + r * MAX_HEAD_DIM, vd);
@@ -550,55 +558,6 @@ void attend(const AttentionCall& call) {
     for (int64_t index = 0; index < items; index++) run_item<T>(plan, items - 1 - index);  // chunks come last: first
 }
 
-// -- int8 linear --
-
-// sum over pairs: result[c] += a[2c] * b[2c] + a[2c + 1] * b[2c + 1], 32-bit
-inline v8i multiply_add_pairs(v8i sum, v16s a, v16s b) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return (v8i)_mm256_dpwssd_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
-#elif defined(__AVX2__)
-    return sum + (v8i)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#else
-    for (int c = 0; c < LANES; c++) sum[c] += (int32_t)a[2 * c] * b[2 * c] + (int32_t)a[2 * c + 1] * b[2 * c + 1];
-    return sum;
-#endif
-}
-
-inline v16s widen(const int8_t* p) {
-#if defined(__AVX2__)
-    return (v16s)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
-#endif
-    v16b narrow;
-    memcpy(&narrow, p, sizeof narrow);
-    return __builtin_convertvector(narrow, v16s);
-}
-
-constexpr int PANEL = 2 * LANES;  // output columns that are computed together
-
-template <int R>
-inline void multiply_panel(const int16_t* x, int64_t pairs, const int8_t* w, const float* row_scale,
-                           const float* column_scale, const float* bias, int columns, float* out, int64_t out_stride) {
-    // x [R, 2 * pairs], w [pairs, PANEL, 2] -> out [R, columns]
-    v8i a[R], b[R];
-    for (int r = 0; r < R; r++) a[r] = b[r] = v8i{0, 0, 0, 0, 0, 0, 0, 0};
-    for (int64_t k = 0; k < pairs; k++) {
-        v16s w0 = widen(w + k * 2 * PANEL), w1 = widen(w + k * 2 * PANEL + PANEL);
-        for (int r = 0; r < R; r++) {
-            int32_t pair;
-            memcpy(&pair, x + (r * pairs + k) * 2, sizeof pair);
-            v16s both = (v16s)v8i{pair, pair, pair, pair, pair, pair, pair, pair};
-            a[r] = multiply_add_pairs(a[r], both, w0);
-            b[r] = multiply_add_pairs(b[r], both, w1);
-        }
-    }
-    for (int r = 0; r < R; r++) {
-        float y[PANEL];
-        store(y, __builtin_convertvector(a[r], v8) * splat(row_scale[r]) * load(column_scale));
-        store(y + LANES, __builtin_convertvector(b[r], v8) * splat(row_scale[r]) * load(column_scale + LANES));
-        for (int c = 0; c < columns; c++) out[r * out_stride + c] = bias ? y[c] + bias[c] : y[c];
-    }
-}
-
 }  // namespace
 
 extern "C" {
@@ -628,10 +587,10 @@ void anaphora_add_rms_norm(float* x, const float* delta, const float* weight, fl
             const float* d = delta + row * width;
             for (int64_t i = 0; i < width; i++) at[i] += d[i];
         }
-        v8 square = splat(0);
+        wide square = splat_of<WIDE>(0);
         int64_t i = 0;
-        for (; i + LANES <= width; i += LANES) { v8 v = load(at + i); square += v * v; }
-        float total = sum8(square);
+        for (; i + WIDE <= width; i += WIDE) { wide v = load_of<WIDE>(at + i); square += v * v; }
+        float total = sum_of<WIDE>(square);
         for (; i < width; i++) total += at[i] * at[i];
         const float scale = 1.0f / sqrtf(total / (float)width + epsilon);
         float* to = out + row * width;
@@ -646,11 +605,11 @@ void anaphora_silu_mul(const float* gate_up, float* out, int64_t rows, int64_t w
         const float *gate = gate_up + row * 2 * width, *up = gate + width;
         float* to = out + row * width;
         int64_t i = 0;
-        for (; i + LANES <= width; i += LANES) {
-            v8 g = load(gate + i), zero = splat(0), magnitude = g < zero ? g : -g;
-            v8 e = exp8(magnitude), half = splat(1.0f) / (splat(1.0f) + e);  // e = exp(-|g|): never overflows
-            v8 sigmoid = g < zero ? e * half : half;
-            store(to + i, g * sigmoid * load(up + i));
+        for (; i + WIDE <= width; i += WIDE) {
+            wide g = load_of<WIDE>(gate + i), magnitude = g < 0 ? g : -g;
+            wide e = exp_of<WIDE>(magnitude), half = 1.0f / (1.0f + e);  // e = exp(-|g|): never overflows
+            wide sigmoid = g < 0 ? e * half : half;
+            store_of<WIDE>(to + i, g * sigmoid * load_of<WIDE>(up + i));
         }
         for (; i < width; i++) to[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
     }
@@ -679,61 +638,6 @@ void anaphora_rope(float* qkv, const float* cosine, const float* sine, const flo
                 const float a = at[d], b = at[d + half];
                 at[d] = a * c[d] - b * s[d];
                 at[d + half] = b * c[d + half] + a * s[d + half];
-            }
-        }
-    }
-}
-
-// weight [outputs, inputs] int8 -> packed [panels, pairs, PANEL, 2], padded with zeros.
-void anaphora_pack_int8(const int8_t* weight, int8_t* packed, int64_t outputs, int64_t inputs) {
-    const int64_t pairs = (inputs + 1) / 2, panels = (outputs + PANEL - 1) / PANEL;
-    memset(packed, 0, (size_t)(panels * pairs * PANEL * 2));
-    for (int64_t o = 0; o < outputs; o++)
-        for (int64_t i = 0; i < inputs; i++)
-            packed[((o / PANEL * pairs + i / 2) * PANEL + o % PANEL) * 2 + i % 2] = weight[o * inputs + i];
-}
-
-// out [rows, outputs] = x [rows, inputs] @ weight.T + bias.  Each row of x is rounded to integers up to `steps`; the
-// caller picks `steps` so that no 32-bit sum can overflow.  scales [panels * PANEL] of the outputs.
-// rounded [rows, 2 * pairs] and row_scales [rows] are scratch.
-void anaphora_linear_int8(const float* x, const int8_t* packed, const float* scales, const float* bias, float* out,
-                          int16_t* rounded, float* row_scales, int64_t rows, int64_t inputs, int64_t outputs,
-                          float steps, int32_t num_threads) {
-    const int64_t pairs = (inputs + 1) / 2, panels = (outputs + PANEL - 1) / PANEL;
-    const int64_t block = 131072 / (2 * pairs) / ROW_GROUP * ROW_GROUP + ROW_GROUP;  // rows that stay in L2
-#pragma omp parallel num_threads(num_threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) {
-            const float* from = x + row * inputs;
-            int16_t* to = rounded + row * 2 * pairs;
-            float largest = 0;
-            for (int64_t i = 0; i < inputs; i++) largest = fabsf(from[i]) > largest ? fabsf(from[i]) : largest;
-            const float inverse = largest > 0 ? steps / largest : 0;
-            row_scales[row] = largest / steps;
-            for (int64_t i = 0; i < inputs; i++) to[i] = (int16_t)rintf(from[i] * inverse);
-            if (inputs % 2) to[inputs] = 0;
-        }
-        for (int64_t first = 0; first < rows; first += block) {
-            const int64_t last = first + block < rows ? first + block : rows;
-#pragma omp for schedule(static) nowait
-            for (int64_t panel = 0; panel < panels; panel++) {
-                const int8_t* w = packed + panel * pairs * PANEL * 2;
-                const float *scale = scales + panel * PANEL, *b = bias ? bias + panel * PANEL : nullptr;
-                const int columns = (int)(outputs - panel * PANEL < PANEL ? outputs - panel * PANEL : PANEL);
-                for (int64_t row = first; row < last; row += ROW_GROUP) {
-                    const int16_t* a = rounded + row * 2 * pairs;
-                    const float* s = row_scales + row;
-                    float* y = out + row * outputs + panel * PANEL;
-                    switch (last - row) {
-                        case 1: multiply_panel<1>(a, pairs, w, s, scale, b, columns, y, outputs); break;
-                        case 2: multiply_panel<2>(a, pairs, w, s, scale, b, columns, y, outputs); break;
-                        case 3: multiply_panel<3>(a, pairs, w, s, scale, b, columns, y, outputs); break;
-                        case 4: multiply_panel<4>(a, pairs, w, s, scale, b, columns, y, outputs); break;
-                        case 5: multiply_panel<5>(a, pairs, w, s, scale, b, columns, y, outputs); break;
-                        default: multiply_panel<6>(a, pairs, w, s, scale, b, columns, y, outputs);
-                    }
-                }
             }
         }
     }

@@ -1,4 +1,4 @@
-"""Typed calls into kernels.cpp. The only file that knows its structures; all tensors are CPU, fp32 unless said.
+"""Typed calls into the C++ kernels. The only file that knows their structures; all tensors are CPU, fp32 unless said.
 
 Calls that compute release the GIL; the small ones of one or a few rows do not (giving it up costs more than they do).
 """
@@ -18,8 +18,6 @@ from sessions.engine.native.build import BuildFailed, build
 POOL_DTYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 LANES: Final = 8
 """Floats of one vector: block size and value head size must be multiples of it."""
-PANEL: Final = 16
-"""Outputs that the int8 kernel computes together."""
 SMALL: Final = 16_384
 """Floats below which a row operator keeps the GIL: it runs for a few microseconds."""
 
@@ -49,18 +47,14 @@ class _AttentionCall(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Weight:
-    """A linear layer packed by `Kernels.pack_int8`. packed: panels of 16 outputs. scales: [outputs, padded to 16].
-
-    steps: integers on each side of zero that a row of the input is rounded to; 4095 up to 4,129 inputs.
-    """
+class PackedWeight:
+    """A linear layer packed by `Kernels.pack_linear`; linear.cpp draws the bytes. bits: of an integer, 4 or 8."""
 
     packed: torch.Tensor
-    scales: torch.Tensor
     bias: torch.Tensor | None
     inputs: int
     outputs: int
-    steps: float
+    bits: int
 
 
 class Kernels:
@@ -76,11 +70,15 @@ class Kernels:
         for library in (self._library, self._held):
             library.anaphora_add_rms_norm.argtypes = (_P, _P, _P, _P, _I64, _I64, _F32, _I32)
             library.anaphora_silu_mul.argtypes = (_P, _P, _I64, _I64, _I32)
-            library.anaphora_linear_int8.argtypes = (_P,) * 7 + (_I64, _I64, _I64, _F32, _I32)
-            library.anaphora_pack_int8.argtypes = (_P, _P, _I64, _I64)
             library.anaphora_rope.argtypes = (_P, _P, _P, _P, _P, _I64, _I64, _I32, _I32, _I32, _I32, _F32, _I32)
-            for name in ("add_rms_norm", "silu_mul", "rope", "linear_int8", "pack_int8"):
+            for name in ("add_rms_norm", "silu_mul", "rope"):
                 getattr(library, f"anaphora_{name}").restype = None
+        self._library.anaphora_linear.argtypes = (_P,) * 6 + (_I64, _I64, _I64, _I32, _I32)
+        self._library.anaphora_linear.restype = None
+        self._library.anaphora_pack_linear.argtypes = (_P, _P, _I64, _I64, _I32, _I32)
+        self._library.anaphora_packed_bytes.argtypes = (_I64, _I64, _I32)
+        self._library.anaphora_packed_bytes.restype = _I64
+        self._grid = int(self._library.anaphora_linear_block())
         self.partition = int(self._library.anaphora_partition())
         self.max_rows = int(self._library.anaphora_max_rows())
         self.max_cut_tasks = int(self._library.anaphora_max_cut_tasks())
@@ -139,32 +137,35 @@ class Kernels:
             torch.get_num_threads(),
         )  # fmt: skip
 
-    def linear_int8(self, x: torch.Tensor, weight: "Int8Weight") -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """x [..., in] -> [..., out] = x @ weight.T + bias, every row on its own."""
         rows = x.numel() // weight.inputs
+        blocks = -(-weight.inputs // self._grid)
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], weight.outputs)
-        rounded = torch.empty(rows, weight.inputs + weight.inputs % 2, dtype=torch.int16)
-        row_scales = torch.empty(rows)
-        self._library.anaphora_linear_int8(
-            x.data_ptr(), weight.packed.data_ptr(), weight.scales.data_ptr(),
-            None if weight.bias is None else weight.bias.data_ptr(), out.data_ptr(), rounded.data_ptr(),
-            row_scales.data_ptr(), rows, weight.inputs, weight.outputs, weight.steps, torch.get_num_threads(),
+        rounded = torch.empty(rows, blocks * self._grid, dtype=torch.int16)
+        steps = torch.empty(rows, blocks * 2)
+        self._library.anaphora_linear(
+            x.data_ptr(), weight.packed.data_ptr(), None if weight.bias is None else weight.bias.data_ptr(),
+            out.data_ptr(), rounded.data_ptr(), steps.data_ptr(), rows, weight.inputs, weight.outputs, weight.bits,
+            torch.get_num_threads(),
         )  # fmt: skip
         return out
 
-    def pack_int8(self, weight: torch.Tensor, bias: torch.Tensor | None) -> "Int8Weight":
-        """weight [out, in] fp32, rounded to int8 with one scale per output; bias [out]."""
+    def pack_linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int, *, rounds: bool = False
+    ) -> PackedWeight | None:
+        """weight [out, in], bias [out], fp32. None if the weights of some block lie on no grid of so many bits.
+
+        rounds: to the nearest grid instead (8 bits only).
+        """
         outputs, inputs = weight.shape
-        padded = -(-outputs // PANEL) * PANEL
-        scales = torch.zeros(padded)
-        scales[:outputs] = (weight.abs().amax(dim=1) / 127).clamp_min(1e-30)
-        rounded = (weight / scales[:outputs, None]).round().to(torch.int8)
-        packed = torch.empty(padded * (inputs + inputs % 2), dtype=torch.int8)
-        self._library.anaphora_pack_int8(rounded.data_ptr(), packed.data_ptr(), outputs, inputs)
-        # |weight| <= 127 and |x| <= steps, so that a sum over all inputs stays below 2^31.
-        steps = float(min(4095, (2**31 - 1) // (127 * inputs)))
-        return Int8Weight(packed, scales, bias, inputs, outputs, steps)
+        weight = weight.contiguous()
+        packed = torch.empty(self._library.anaphora_packed_bytes(outputs, inputs, bits), dtype=torch.uint8)
+        done = self._library.anaphora_pack_linear(
+            weight.data_ptr(), packed.data_ptr(), outputs, inputs, bits, int(rounds)
+        )
+        return PackedWeight(packed, bias, inputs, outputs, bits) if done else None
 
     def _pick(self, size: int) -> Any:
         return self._held if size < SMALL else self._library

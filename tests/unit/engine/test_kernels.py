@@ -309,32 +309,3 @@ def test_a_compiler_that_fails_is_a_reason_and_not_an_error(tmp_path: Path, monk
     monkeypatch.setenv("CXX", str(broken))
     assert load_kernels(tmp_path) == (None, "the compiler failed: no such target")
     assert list((tmp_path / "native").iterdir()) == []
-
-
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 576, 960), (5, 33, 17), (64, 1536, 576), (300, 20, 40)])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_int8_linear(kernels: Kernels, rows: int, inputs: int, outputs: int, with_bias: bool) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    weight = torch.randn(outputs, inputs, generator=generator)
-    bias = torch.randn(outputs, generator=generator) if with_bias else None
-    x = torch.randn(rows, inputs, generator=generator) * torch.rand(rows, 1, generator=generator)
-    x[0, 0] = 100.0  # an outlier, as real activations have
-    packed = kernels.pack_int8(weight, bias)
-    got = kernels.linear_int8(x, packed)
-    scales, exact_bias = packed.scales[:outputs, None], None if bias is None else bias.double()
-    exact = torch.nn.functional.linear(x.double(), ((weight / scales).round() * scales).double(), exact_bias)
-    assert (got - exact).norm() / exact.norm() < 2e-3, "only the rounding of activations may differ"
-    alone = torch.cat([kernels.linear_int8(row[None], packed) for row in x])
-    assert torch.equal(alone, got)
-
-
-def test_int8_linear_cannot_overflow(kernels: Kernels) -> None:
-    inputs = 12_000
-    packed = kernels.pack_int8(torch.ones(16, inputs), None)
-    got = kernels.linear_int8(torch.ones(1, inputs), packed)
-    torch.testing.assert_close(got, torch.full((1, 16), float(inputs)), rtol=1e-3, atol=0)
-
-
-def test_int8_linear_of_zeros(kernels: Kernels) -> None:
-    packed = kernels.pack_int8(torch.zeros(3, 8), torch.tensor([1.0, 2.0, 3.0]))
-    assert kernels.linear_int8(torch.zeros(2, 8), packed).tolist() == [[1.0, 2.0, 3.0]] * 2

@@ -83,10 +83,10 @@ def logits(loaded: LoadedModel) -> torch.Tensor:
     return loaded.forward(batch, NativeAttention(NativePool(loaded.kernels, cache, 64), batch))
 
 
-@pytest.mark.parametrize("quantization", ["none", "fp16", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "file", "fp16", "int8"])
 @pytest.mark.parametrize("kind", LEAN)
 def test_a_second_start_computes_the_same_bits(kind: str, quantization: str, tmp_path: Path, kernels: Kernels) -> None:
-    if quantization == "fp16" and not can_pack():
+    if quantization in ("file", "fp16") and not can_pack():
         pytest.skip("this build of torch has no packed linears")
     starts = Starts(kind, tmp_path, kernels)
     first, second = starts.start(quantization), starts.start(quantization)

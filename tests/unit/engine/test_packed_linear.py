@@ -1,0 +1,148 @@
+"""Linears of integers: what a GGUF holds is found again exactly, and a row never depends on the rest of the step."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from torch.nn.functional import linear
+
+from sessions.engine.linear import Linear
+from sessions.engine.native.kernels import Kernels, load_kernels
+
+SHAPES = [(1, 576, 960), (5, 32, 17), (13, 1536, 48), (300, 64, 40)]
+"""(rows, inputs, outputs): single rows, groups that are not full, a panel that is not."""
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    loaded, reason = load_kernels(tmp_path_factory.mktemp("kernels"))
+    if loaded is None:
+        pytest.skip(reason)
+    return loaded
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def as_stored(weight: torch.Tensor, kind: GGMLQuantizationType) -> torch.Tensor:
+    """What a GGUF of that kind gives back: by the quantiser and the reader of llama.cpp's own package."""
+    return torch.from_numpy(gguf.dequantize(gguf.quantize(weight.numpy(), kind), kind).astype(np.float32))
+
+
+def with_outlier(rows: int, inputs: int) -> torch.Tensor:
+    x = draw(rows, inputs, seed=rows) * torch.rand(rows, 1, generator=torch.Generator().manual_seed(1))
+    x[0, 0] = 100.0  # as real activations have
+    return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [(GGMLQuantizationType.Q4_0, 4), (GGMLQuantizationType.Q4_1, 4), (GGMLQuantizationType.Q8_0, 8)],
+    ids=lambda value: str(getattr(value, "name", value)),
+)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_integers_of_a_file_are_found_again(
+    kernels: Kernels, kind: GGMLQuantizationType, bits: int, rows: int, inputs: int, outputs: int, with_bias: bool
+) -> None:
+    weight = as_stored(draw(outputs, inputs), kind)
+    bias = draw(outputs, seed=2) if with_bias else None
+    packed = kernels.pack_linear(weight, bias, bits)
+    assert packed is not None
+    assert len(packed.packed) <= -(-outputs // 16) * 16 * inputs * (bits + 1) // 8
+    x = with_outlier(rows, inputs)
+    got = kernels.linear(x, packed)
+    exact = linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert (got - exact).norm() / exact.norm() < 2e-4, "only the rounding of activations may differ"
+    assert torch.equal(torch.cat([kernels.linear(row[None], packed) for row in x]), got)
+
+
+def test_the_columns_of_the_identity_are_the_weights_bit_for_bit(kernels: Kernels) -> None:
+    """x of one 1 has a step of 1/32767, whose product with 32767 need not be 1: a power of two in place of it is exact."""
+    weight = as_stored(draw(24, 96), GGMLQuantizationType.Q4_1)
+    packed = kernels.pack_linear(weight, None, 4)
+    assert packed is not None
+    got = kernels.linear(torch.eye(96), packed).T
+    torch.testing.assert_close(got, weight, rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_on_no_grid_are_not_taken(kernels: Kernels, bits: int) -> None:
+    kind = GGMLQuantizationType.Q4_1 if bits == 4 else GGMLQuantizationType.Q8_0
+    weight = as_stored(draw(40, 64), kind)
+    assert kernels.pack_linear(weight, None, bits) is not None
+    weight[37, 41] = torch.nextafter(weight[37, 41], torch.tensor(9.0))
+    assert kernels.pack_linear(weight, None, bits) is None
+    assert kernels.pack_linear(torch.full((1, 32), torch.nan), None, bits) is None
+
+
+def test_blocks_that_use_few_steps_or_none(kernels: Kernels) -> None:
+    """All equal, all zero, two values, a grid whose ends are not used: as an imatrix or a merge may leave them."""
+    step = torch.tensor(0.0123).half().float()
+    rows = torch.stack([
+        torch.full((32,), 0.25), torch.zeros(32), torch.arange(32) % 2 * step, torch.arange(32) % 11 * step - 1,
+    ])  # fmt: skip
+    packed = kernels.pack_linear(rows, None, 4)
+    assert packed is not None
+    torch.testing.assert_close(kernels.linear(torch.eye(32), packed).T, rows, rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [*SHAPES, (5, 33, 17), (2, 8, 3)])
+def test_int8_rounds_any_weights(kernels: Kernels, rows: int, inputs: int, outputs: int) -> None:
+    weight, x = draw(outputs, inputs), with_outlier(rows, inputs)
+    packed = kernels.pack_linear(weight, None, 8, rounds=True)
+    assert packed is not None
+    padded = torch.nn.functional.pad(weight, (0, -inputs % 32)).view(outputs, -1, 32)
+    step = (padded.abs().amax(-1, keepdim=True) / 127).half().float()
+    near = ((padded / step).round() * step).view(outputs, -1)[:, :inputs]
+    exact = x.double() @ near.double().T
+    got = kernels.linear(x, packed)
+    assert (got - exact).norm() / exact.norm() < 2e-4
+    assert torch.equal(torch.cat([kernels.linear(row[None], packed) for row in x]), got)
+
+
+def test_no_sum_overflows(kernels: Kernels) -> None:
+    inputs = 12_000
+    packed = kernels.pack_linear(torch.ones(16, inputs), None, 8, rounds=True)
+    assert packed is not None
+    got = kernels.linear(torch.ones(1, inputs), packed)
+    torch.testing.assert_close(got, torch.full((1, 16), float(inputs)), rtol=1e-3, atol=0)
+
+
+def test_zeros(kernels: Kernels) -> None:
+    packed = kernels.pack_linear(torch.zeros(3, 8), torch.tensor([1.0, 2.0, 3.0]), 4)
+    assert packed is not None
+    assert kernels.linear(torch.zeros(2, 8), packed).tolist() == [[1.0, 2.0, 3.0]] * 2
+
+
+def test_a_thread_more_changes_no_bit(kernels: Kernels) -> None:
+    packed = kernels.pack_linear(draw(500, 96), None, 8, rounds=True)
+    assert packed is not None
+    x, threads = draw(40, 96, seed=5), torch.get_num_threads()
+    one = kernels.linear(x, packed)
+    try:
+        torch.set_num_threads(5)
+        assert torch.equal(kernels.linear(x, packed), one)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_layers_side_by_side_of_which_one_is_no_grid(kernels: Kernels) -> None:
+    on, off = as_stored(draw(16, 32), GGMLQuantizationType.Q4_1), draw(16, 32, seed=3)
+    x = draw(4, 32, seed=4)
+    for parts in ([(on, None)], [(on, None), (off, None)]):
+        layer = Linear(parts)
+        layer.pack("file", kernels)
+        exact = torch.cat([linear(x, weight) for weight, _ in parts], dim=-1)
+        torch.testing.assert_close(layer(x), exact, atol=5e-3, rtol=1e-3)
+
+
+def test_sources_are_named_in_the_package() -> None:
+    """A header that is not packaged is a server without kernels where it is installed."""
+    from sessions.engine.native.build import HEADERS, SOURCES
+
+    assert {path.name for path in Path(SOURCES[0]).parent.glob("*.[ch]*")} == {path.name for path in (*SOURCES, *HEADERS)}
