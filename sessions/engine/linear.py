@@ -1,8 +1,8 @@
 """A linear layer whose weights are packed once for the CPU.
 
     none   F.linear in the model's dtype: what the oracle compares with
-    file   our kernel: the very integers of a GGUF's Q4_0, Q4_1 and Q8_0, found again in the weights; as fp16 where there
-           are none. Error about 1e-4 of the result, of rounding activations to 16 bits
+    file   our kernel: the very integers of a GGUF's Q4_0, Q4_1 and Q8_0, found again in the weights; as fp16 where
+           there are none. Error about 1e-4 of the result, of rounding activations to 16 bits
     fp16   fbgemm, weights rounded to half, arithmetic fp32: about 2e-4
     int8   our kernel, weights rounded to 8 bits with a scale for every 32 inputs: about 4e-3
 

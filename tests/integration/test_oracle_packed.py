@@ -68,7 +68,9 @@ def bits_of(loaded: LoadedModel) -> list[int | None]:
     inside = [cell.cell_contents for cell in getattr(loaded.forward, "__closure__", None) or ()]
     roots = [cell for cell in inside if isinstance(cell, torch.nn.Module)]
     if isinstance(decoder := getattr(loaded.forward, "__self__", None), FusedDecoder):
-        linears = [linear for layer in decoder._layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        linears = [
+            linear for layer in decoder._layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+        ]
     else:
         named = [pair for root in roots for pair in root.named_modules()]
         linears = [module for name, module in named if isinstance(module, Linear) and "head" not in name]

@@ -61,8 +61,7 @@ def test_the_integers_of_a_file_are_found_again(
     assert torch.equal(torch.cat([kernels.linear(row[None], packed) for row in x]), got)
 
 
-def test_the_columns_of_the_identity_are_the_weights_bit_for_bit(kernels: Kernels) -> None:
-    """x of one 1 has a step of 1/32767, whose product with 32767 need not be 1: a power of two in place of it is exact."""
+def test_the_columns_of_the_identity_are_the_weights(kernels: Kernels) -> None:
     weight = as_stored(draw(24, 96), GGMLQuantizationType.Q4_1)
     packed = kernels.pack_linear(weight, None, 4)
     assert packed is not None
@@ -145,4 +144,6 @@ def test_sources_are_named_in_the_package() -> None:
     """A header that is not packaged is a server without kernels where it is installed."""
     from sessions.engine.native.build import HEADERS, SOURCES
 
-    assert {path.name for path in Path(SOURCES[0]).parent.glob("*.[ch]*")} == {path.name for path in (*SOURCES, *HEADERS)}
+    assert {path.name for path in Path(SOURCES[0]).parent.glob("*.[ch]*")} == {
+        path.name for path in (*SOURCES, *HEADERS)
+    }
