@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     )
     quantization: Literal["auto", "none", "file", "fp16", "int8"] = Field(
         "auto",
-        description="How weights are packed on CPU: `file` (the 4 or 8 bits of a GGUF, else as `fp16`; `auto`), `fp16`, "
-        "`int8`, `none`.",
+        description="How weights are packed on CPU: `file` (the 4 or 8 bits of a GGUF, else as `fp16`; `auto`), "
+        "`fp16`, `int8`, `none`.",
     )
     kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",

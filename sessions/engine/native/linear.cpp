@@ -254,16 +254,20 @@ void round_row(const float* from, int64_t inputs, int16_t* to, float* steps) {
         float v[BLOCK] = {};
         const int64_t left = inputs - b * BLOCK;
         memcpy(v, from + b * BLOCK, sizeof(float) * (left < BLOCK ? left : BLOCK));
-        float top = 0;
-        for (int i = 0; i < BLOCK; i++) top = fabsf(v[i]) > top ? fabsf(v[i]) : top;
+        float top = 0, broken = 0;
+        for (int i = 0; i < BLOCK; i++) {
+            top = fabsf(v[i]) > top ? fabsf(v[i]) : top;
+            broken += v[i] * 0;  // NaN if one is not finite: no integer would show it
+        }
         const float inverse = top > 0 ? STEPS / top : 0;
         int32_t total = 0;
         for (int i = 0; i < BLOCK; i++) {
-            const int32_t rounded = (int32_t)rintf(v[i] * inverse);
+            const float q = rintf(v[i] * inverse);
+            const int32_t rounded = q >= -STEPS && q <= STEPS ? (int32_t)q : 0;
             to[i] = (int16_t)rounded;
             total += rounded;
         }
-        steps[0] = top / STEPS;
+        steps[0] = top / STEPS + broken;
         steps[1] = steps[0] * (float)total;
     }
 }

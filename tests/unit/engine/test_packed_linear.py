@@ -118,6 +118,27 @@ def test_zeros(kernels: Kernels) -> None:
     assert kernels.linear(torch.zeros(2, 8), packed).tolist() == [[1.0, 2.0, 3.0]] * 2
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_shows_in_its_row_and_in_no_other(kernels: Kernels, broken: float) -> None:
+    packed = kernels.pack_linear(draw(20, 64), None, 8, rounds=True)
+    assert packed is not None
+    x = draw(3, 64, seed=6)
+    want = kernels.linear(x, packed)
+    x[1, 40] = broken
+    got = kernels.linear(x, packed)
+    assert got[1].isnan().all()
+    assert torch.equal(got[[0, 2]], want[[0, 2]])
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e30])
+def test_activations_of_any_size(kernels: Kernels, scale: float) -> None:
+    packed = kernels.pack_linear(draw(20, 64), None, 8, rounds=True)
+    assert packed is not None
+    x = draw(1, 64, seed=6)
+    want = kernels.linear(x, packed) * scale
+    torch.testing.assert_close(kernels.linear(x * scale, packed), want, rtol=1e-3, atol=1e-35)
+
+
 def test_a_thread_more_changes_no_bit(kernels: Kernels) -> None:
     packed = kernels.pack_linear(draw(500, 96), None, 8, rounds=True)
     assert packed is not None
