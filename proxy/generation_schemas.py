@@ -46,7 +46,8 @@ class GenerationOptions(Struct, frozen=True, kw_only=True):
     stream: answer as server-sent events.
     cache_salt: shares no cached prefix with other salts; never widens sharing.
     prompt_cache_retention: the older word for a time to live: `24h` keeps the prompt a day.
-    prompt_cache_key, user: taken, without effect.
+    prompt_cache_key: requests that belong together. A group that comes back is kept as a session is, under pressure; a
+    key shares nothing and separates nothing. user: taken, without effect.
     """
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None

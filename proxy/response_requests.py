@@ -176,7 +176,8 @@ class ResponseRequest(ResponseContext, frozen=True, kw_only=True):
     response. prompt_cache_options: what the cache may do with this request. store: keep it, to be retrieved and
     continued; true without it. stream_options: needs `stream`. top_logprobs: of so many likeliest tokens.
     anaphora: options that only this server has.
-    prompt_cache_key, safety_identifier, user: taken and repeated, without effect. service_tier: taken; the answer's
+    prompt_cache_key: requests that belong together; a group that comes back is kept as a session is, under pressure.
+    safety_identifier, user: taken and repeated, without effect. service_tier: taken; the answer's
     is `default`.
     access_programs, background_options, context_management, image, max_tool_calls, moderation, prompt: refused by
     name. background: only false is taken.

@@ -142,6 +142,7 @@ def _cache_options(wire: ResponseRequest) -> CacheOptions:
         is_explicit=options is not None and options.mode == "explicit",
         ttl_s=TTL_S[ttl or ("24h" if wire.prompt_cache_retention == "24h" else None)],
         priority="normal" if wire.anaphora is None else wire.anaphora.priority,
+        group=wire.prompt_cache_key,
     )
 
 

@@ -199,6 +199,7 @@ def cache_options(wire: ChatCompletionRequest | CompletionBody) -> CacheOptions:
         is_explicit=options is not None and options.mode == "explicit",
         ttl_s=TTL_S[ttl or ("24h" if wire.prompt_cache_retention == "24h" else None)],
         priority="normal" if own is None else own.priority,
+        group=wire.prompt_cache_key,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sessions.admission import Admission
+from sessions.affinity import Affinity
 from sessions.assembly import new_replies, new_scheduler
 from sessions.cache_control import CacheControl
 from sessions.completing import encode_prompts
@@ -63,6 +64,7 @@ class ChatService:
         shared_root = root_hash(parts.root_fields, shared_key(parts.secret)) if parts.shared_prompts else None
         self.engine = Engine(new_scheduler(parts, shared_root), runner, self._deliver)
         fleet = root_hash(parts.root_fields, tenant_key(parts.secret, "", None))
+        self._affinity = Affinity()
         self._lower = LowerTiers(parts, self.engine, fleet, shared_root)
         self.index = self._lower.index
         self._drops = self.engine.scheduler.pool.drops
@@ -272,6 +274,7 @@ class ChatService:
             seeds=[_seed(request.params) for _ in prompts],
             eos_token_ids=self._parts.tokenizer.eos_token_ids,
             max_model_len=self.max_model_len,
+            is_returning=self._affinity.returns(request.tenant.id, request.cache.group),
         )
         by_id = {asked.id: choice for asked, choice in zip(engine_requests, choices, strict=True)}
         generation = Generation(generation_id, by_id, self.engine.abort, self._forget, remember, report)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sessions.detokenizer import StopStrings, TextStream
 from sessions.dialect import Dialect
 from sessions.engine.request import Request, RestoredBlocks
+from sessions.engine.retention import CONTINUED, ONE_SHOT
 from sessions.generation import Choice, Echo, PromptUse
 from sessions.grammars import CompiledGrammar
 from sessions.hashing import HashChain
@@ -48,8 +49,10 @@ def engine_requests(
     seeds: Sequence[int],
     eos_token_ids: frozenset[TokenId],
     max_model_len: int,
+    is_returning: bool,
 ) -> list[Request]:
-    """All choices of all prompts, in order. seeds: of each prompt's choice 0."""
+    """All choices of all prompts, in order. seeds: of each prompt's choice 0. is_returning: its group came before."""
+    level = CONTINUED if is_returning and request.cache.priority != "low" else ONE_SHOT
     return [
         Request(
             id=RequestId(f"{generation_id}/{number * request.n + index}"),
@@ -69,6 +72,7 @@ def engine_requests(
             num_settled_drops=prompt.num_settled_drops,
             constraint=None if prompt.grammar is None else prompt.grammar.constraint(),
             wants_prompt_scores=prompt.is_scored and index == 0,
+            level=level,
         )
         for number, prompt in enumerate(prompts)
         for index in range(request.n)

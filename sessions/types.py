@@ -144,11 +144,13 @@ class CacheOptions:
     """What a request says about the cache.
 
     is_explicit: read and write at breakpoints only, so nothing without any. ttl_s: for all of the prompt.
+    group: which requests belong together, in the client's words; shares nothing and separates nothing.
     """
 
     is_explicit: bool = False
     ttl_s: float | None = None
     priority: Literal["low", "normal", "high"] = "normal"
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Request:
     wants_prompt_scores: bool = False
     """Score the prompt too, with as many alternatives as the output; such a request must read nothing."""
     level: int = ONE_SHOT
-    """What the pool made of the request when it was first admitted (`BlockPool.reuse`)."""
+    """How much is lost with what it adds: what is known of it, or what the pool makes of it (`BlockPool.reuse`)."""
     num_prompt_tokens: int = field(init=False)
     status: RequestStatus = RequestStatus.WAITING
     block_table: BlockTable = field(default_factory=BlockTable)

@@ -219,7 +219,7 @@ class Scheduler:
         num_cached, num_restored = self.holder.attach(request, match, schedule)
         if request.num_cached_tokens is None:
             if request.retention.priority != "low":
-                request.level = self.pool.reuse(match, request.chain.hashes)
+                request.level = max(request.level, self.pool.reuse(match, request.chain.hashes))
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
             request.num_restored_tokens = num_restored
             request.admitted_at = time.monotonic()

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from sessions.engine.retention import ONE_SHOT
 from tests.contract.conftest import RunningServer
 from tests.contract.rows import HELLO
 
@@ -49,6 +50,31 @@ def test_a_prompt_cache_key_does_not_split_the_cache(client: OpenAI) -> None:
         assert usage is not None and usage.prompt_tokens_details is not None
         cached.append((usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens))
     assert cached[1][1] == cached[1][0] - 1
+
+
+@pytest.mark.parametrize("priority", ["normal", "low"])
+def test_of_a_group_that_came_back_nothing_is_a_one_shot(server: RunningServer, client: OpenAI, priority: str) -> None:
+    """Blocks that nobody would miss, before and after: the first of a group leaves some, the second none."""
+
+    def ask(number: int, **values: Any) -> int:
+        before = one_shots()
+        content = f"{number} of {priority} group and of nothing else {number}" * 3
+        extra = FOREVER | {"anaphora": {"priority": priority}}
+        client.chat.completions.create(
+            **ASKED | {"messages": [{"role": "user", "content": content}]}, extra_body=extra, **values
+        )
+        server.expect_idle()
+        return one_shots() - before
+
+    def one_shots() -> int:
+        pool = server.service.engine.scheduler.pool
+        return server.on_loop(lambda: sum(block.is_registered and block.level == ONE_SHOT for block in pool.blocks))
+
+    assert ask(1) > 0
+    assert ask(2, prompt_cache_key=f"group {priority}") > 0
+    returned = ask(3, prompt_cache_key=f"group {priority}")
+    assert (returned > 0) == (priority == "low")
+    assert ask(4, prompt_cache_key=f"another {priority}") > 0
 
 
 @pytest.mark.parametrize("path", ["org/name", "org%2Fname"])

@@ -49,6 +49,13 @@ def test_a_request_keeps_all_of_it_or_what_is_before_a_breakpoint() -> None:
     assert levels(bench, marked) == [KEPT + 2, KEPT + 2, KEPT, KEPT]
 
 
+def test_what_is_known_to_come_back_is_a_session_from_the_start() -> None:
+    bench = Bench()
+    assert levels(bench, ask(bench, PROMPT, level=CONTINUED)) == [CONTINUED] * 3
+    beside = ask(bench, [*PROMPT[:8], 44, 45, 46, 47], level=CONTINUED)
+    assert levels(bench, beside) == [SHARED, SHARED, CONTINUED]
+
+
 def test_low_priority_raises_nothing() -> None:
     bench = Bench()
     low = Retention(priority="low")
