@@ -58,13 +58,14 @@ class FusedDecoder:
         self._norm = _build_norm(recipe.norm, weights)
         self._head = _build_linear([recipe.head], weights)
 
-    def pack(self, quantization: Quantization) -> None:
+    def pack(self, quantization: Quantization) -> list[Linear]:
         """Pack all linears, on as many threads as torch uses; the weights they were made of are let go. Mutates."""
         linears = [self._head]
         for layer in self._layers:
             linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
         with ThreadPoolExecutor(torch.get_num_threads(), "anaphora-pack") as threads:
             list(threads.map(lambda linear: linear.pack(quantization, self._kernels), linears))
+        return linears
 
     def forward(self, batch: Batch, attention: NativeAttention) -> torch.Tensor:
         """Writes the batch's K and V; returns logits [S, vocabulary]."""

@@ -10,7 +10,8 @@ In all of them a row's result depends on that row alone, so an answer does not d
 own int8 linear takes one 7-bit scale for the whole input, which is neither (docs/log.md has the figures).
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, get_args
 
 import torch
@@ -51,6 +52,13 @@ class Linear(torch.nn.Module):
             self._half = _quantized.linear_prepack_fp16(weight, bias)
         self._parts = []
 
+    @property
+    def form(self) -> str:
+        """What its weights are now."""
+        if self._packed is not None:
+            return f"{self._packed.bits}-bit integers"
+        return "fp16" if self._half is not None else "unpacked"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._packed is not None and self._kernels is not None:
             return self._kernels.linear(x, self._packed)
@@ -69,6 +77,11 @@ def pack_integers(
     if quantization == "int8":
         return kernels.pack_linear(weight, bias, 8, rounds=True)
     return kernels.pack_linear(weight, bias, 4) or kernels.pack_linear(weight, bias, 8)
+
+
+def describe_forms(linears: Iterable[Linear]) -> str:
+    """How many of them are what, as "1 in 8-bit integers, 120 in 4-bit integers"."""
+    return ", ".join(f"{count} in {form}" for form, count in Counter(linear.form for linear in linears).items())
 
 
 def can_pack() -> bool:

@@ -34,6 +34,7 @@ class LoadedModel:
     """A model that passed the checks. `layers` in layer order; `max_model_len` in tokens.
 
     attention: the kind that passed. kernels: the CPU kernels, where it is they. fused: is `forward` the lean one?
+    build: of the CPU kernels, if there are any: linears may use them where attention does not. forms: of linears.
     """
 
     forward: Forward
@@ -43,6 +44,8 @@ class LoadedModel:
     attention: AttentionKind = "sdpa"
     kernels: Kernels | None = None
     fused: bool = False
+    build: str = ""
+    forms: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +66,8 @@ class LoadedModel:
     @property
     def numerics(self) -> str:
         """Names the arithmetic, for the root of the hash chain: KV of another one is not the same KV."""
-        return f"{self.device.type}/{'fused' if self.fused else 'modules'}/{self.attention}"
+        parts = [self.device.type, "fused" if self.fused else "modules", self.attention, self.build]
+        return "/".join(filter(None, parts))
 
     def open_pool(self, num_blocks: int, block_size: int) -> KVCache:
         """A pool for its KV, ordered as its attention reads it."""

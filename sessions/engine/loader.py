@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from sessions.engine.attending import Report, Wanted, kernels_obstacle
 from sessions.engine.check import PagedCheck, tolerance
 from sessions.engine.fused import FusedDecoder
+from sessions.engine.linear import describe_forms
 from sessions.engine.loaded import Arithmetic, LoadedModel, LoadOptions, pick_arithmetic
 from sessions.engine.native.kernels import Kernels
 from sessions.engine.recall import Recalled, recall, remember, weights_of
@@ -38,7 +39,7 @@ def load_model(
     may_be_lean = options.attention in ("auto", "kernels") and can_be_lean(arithmetic)
     if recalled is not None and kernels is not None and may_be_lean:
         try:
-            return rebuild(folder, recalled, arithmetic, kernels)
+            return told(rebuild(folder, recalled, arithmetic, kernels), report)
         except (ModelRefused, KeyError, OSError, SafetensorError) as error:
             report(f"what an earlier start measured does not hold ({error}), measuring anew")
     from sessions.engine.measure import load_and_measure, load_config
@@ -47,7 +48,14 @@ def load_model(
     measured = load_and_measure(folder, load_config(folder), arithmetic, kernels, wanted)
     if kept and measured.recipe is not None:
         remember(kept, Recalled(measured.recipe, measured.text, measured.loaded.max_model_len))
-    return measured.loaded
+    return told(measured.loaded, report)
+
+
+def told(loaded: LoadedModel, report: Report) -> LoadedModel:
+    """`loaded`; says what became of its linears."""
+    if loaded.forms:
+        report(f"linears packed: {loaded.forms}")
+    return loaded
 
 
 def stored_dtype(folder: Path) -> str | None:
@@ -73,6 +81,9 @@ def rebuild(folder: Path, recalled: Recalled, arithmetic: Arithmetic, kernels: K
         raise ModelRefused(obstacle)
     check = PagedCheck(layers, recalled.text, arithmetic.kv_dtype, "kernels", kernels)
     fused = FusedDecoder(recalled.recipe, weights_of(folder), kernels)
-    fused.pack(arithmetic.quantization)
+    packed = fused.pack(arithmetic.quantization)
     check.run(fused.forward, tolerance(arithmetic))
-    return LoadedModel(fused.forward, layers, arithmetic, recalled.max_model_len, "kernels", kernels, fused=True)
+    return LoadedModel(
+        fused.forward, layers, arithmetic, recalled.max_model_len, "kernels", kernels,
+        fused=True, build=kernels.build, forms=describe_forms(packed),
+    )  # fmt: skip

@@ -21,7 +21,7 @@ from sessions.engine.check import LENGTH, TOLERANCE, PagedCheck, Text, tolerance
 from sessions.engine.fused import FusedDecoder
 from sessions.engine.interface import IMPLEMENTATION, LayoutProbe
 from sessions.engine.kv_cache import LayerLayout
-from sessions.engine.linear import Linear, Quantization
+from sessions.engine.linear import Linear, Quantization, describe_forms
 from sessions.engine.loaded import Arithmetic, Forward, LoadedModel
 from sessions.engine.native.kernels import Kernels
 from sessions.engine.recipe import Recipe, take_apart
@@ -85,9 +85,10 @@ def measure(model: PreTrainedModel, arithmetic: Arithmetic, kernels: Kernels | N
     text = Text(token_ids, model(input_ids=token_ids[None], use_cache=False).logits[0].float())
     model.set_attn_implementation(IMPLEMENTATION)
     try:
-        return _checked(model, arithmetic, kernels, text, wanted)
+        measured = _checked(model, arithmetic, kernels, text, wanted)
     except ModelRefused as refusal:
         raise ModelRefused(f"{config.model_type}: {refusal}") from refusal
+    return replace(measured, loaded=replace(measured.loaded, build=kernels.build if kernels else ""))
 
 
 def _checked(
@@ -116,14 +117,14 @@ def _attending(model: PreTrainedModel, loaded: LoadedModel, kernels: Kernels | N
         recipe, fused = lean_forward(model, layers, PagedCheck(layers, text, model.dtype, kind, kernels), kernels)
     if fused is None:
         _run_check(PagedCheck(layers, text, model.dtype, kind, kernels), loaded, TOLERANCE.get(model.dtype, 8e-2))
-        pack_linears(model, arithmetic.quantization, kernels)
+        packed = pack_linears(model, arithmetic.quantization, kernels)
     else:
         loaded = replace(loaded, forward=fused.forward, fused=True)
-        fused.pack(arithmetic.quantization)
+        packed = fused.pack(arithmetic.quantization)
     if arithmetic.quantization != "none" or arithmetic.kv_dtype != model.dtype:
         check = PagedCheck(layers, text, arithmetic.kv_dtype, kind, kernels)
         check.run(loaded.forward, tolerance(arithmetic))
-    return Measured(loaded, text, recipe)
+    return Measured(replace(loaded, forms=describe_forms(packed)), text, recipe)
 
 
 def _run_check(check: PagedCheck, loaded: LoadedModel, limit: float) -> None:
@@ -173,10 +174,11 @@ def own_forward(model: PreTrainedModel) -> Forward:
     return forward
 
 
-def pack_linears(model: torch.nn.Module, quantization: Quantization, kernels: Kernels | None) -> None:
-    """Swap every linear layer of a model for a packed one, in place."""
+def pack_linears(model: torch.nn.Module, quantization: Quantization, kernels: Kernels | None) -> list[Linear]:
+    """Swap every linear layer of a model for a packed one, in place. Returns those."""
+    swapped: list[Linear] = []
     if quantization == "none":
-        return
+        return swapped
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, torch.nn.Linear | Conv1D):
@@ -184,6 +186,8 @@ def pack_linears(model: torch.nn.Module, quantization: Quantization, kernels: Ke
                 packed = Linear([(weight, child.bias)])
                 packed.pack(quantization, kernels)
                 setattr(module, name, packed)
+                swapped.append(packed)
+    return swapped
 
 
 def refuse_by_config(config: PreTrainedConfig) -> None:

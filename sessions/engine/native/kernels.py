@@ -61,6 +61,8 @@ class Kernels:
     """The loaded library. Raises OSError if the file cannot be loaded."""
 
     def __init__(self, path: Path) -> None:
+        self.build = path.stem.removeprefix("kernels-")
+        """Sources, flags, compiler and instruction set: other ones may round differently."""
         # torch is imported first, so that the library binds to the OpenMP runtime torch brought: one thread pool.
         self._library = ctypes.CDLL(str(path))
         self._held: Any = ctypes.PyDLL(str(path))

@@ -130,7 +130,7 @@ struct Four {
     static constexpr int64_t BYTES = 4 * PANEL + BLOCK * PANEL / 2;
 
     // By what llama.cpp's quantisers do: the ends of the block are the ends of the grid (Q4_1), or the value farthest
-    // from zero is -8 steps (Q4_0); then, where ends are not used, shorter grids.
+    // from zero is -8 steps (Q4_0). Then grids whose ends are not used: those of fewer steps, those of a nearer value.
     static bool find(const float* v, int count, Grid& grid) {
         const float far = largest(v, count);
         float low = v[0], high = v[0];
@@ -138,16 +138,22 @@ struct Four {
             low = v[i] < low ? v[i] : low;
             high = v[i] > high ? v[i] : high;
         }
-        for (int steps = 15; steps > 0; steps--) {
-            grid.step = from_half(to_half((high - low) / (float)steps));
+        for (int unused = 0; unused < 15; unused++) {
+            grid.step = from_half(to_half((high - low) / (float)(15 - unused)));
             grid.offset = from_half(to_half(low));
             if (holds(grid, v, count, 0, 15)) return true;
-            if (steps < 15) continue;
-            grid.step = from_half(to_half(far / -8));
-            grid.offset = -8 * grid.step;
-            if (holds(grid, v, count, 0, 15)) return true;
+            if (unused < 8 && (holds_around_eight(grid, v, count, far / (float)(unused - 8)) ||
+                               (unused > 0 && holds_around_eight(grid, v, count, far / (float)(8 - unused)))))
+                return true;
         }
         return false;
+    }
+
+    // Q4_0: the value of integer 8 is zero.
+    static bool holds_around_eight(Grid& grid, const float* v, int count, float step) {
+        grid.step = from_half(to_half(step));
+        grid.offset = from_half(to_half(-8 * grid.step));
+        return holds(grid, v, count, 0, 15);
     }
 
     static void put(uint8_t* block, int output, const Grid& grid, int count) {
@@ -178,18 +184,23 @@ struct Eight {
     static constexpr bool HAS_OFFSET = false;
     static constexpr int64_t BYTES = 2 * PANEL + BLOCK * PANEL;
 
-    static void nearest(const float* v, int count, Grid& grid) {
-        grid.step = from_half(to_half(fabsf(largest(v, count)) / 127));
+    // False for weights that are not finite, or too large for a step in half precision.
+    static bool nearest(const float* v, int count, Grid& grid) {
+        const float far = fabsf(largest(v, count));
+        uint16_t step = to_half(far / 127);
+        if (from_half(step) * 127.5f < far) step++;  // a subnormal may be far too small: nothing shall be cut
+        grid.step = from_half(step);
         grid.offset = 0;
         for (int i = 0; i < count; i++) {
             const float q = grid.step > 0 ? rintf(v[i] / grid.step) : 0;
+            if (!(fabsf(q) <= 127.5f)) return false;
             grid.q[i] = (int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
         }
+        return grid.step < INFINITY;
     }
 
     static bool find(const float* v, int count, Grid& grid) {
-        nearest(v, count, grid);
-        return holds(grid, v, count, -127, 127);
+        return nearest(v, count, grid) && holds(grid, v, count, -127, 127);
     }
 
     static void put(uint8_t* block, int output, const Grid& grid, int count) {
@@ -297,7 +308,7 @@ void multiply(const float* x, const uint8_t* packed, const float* bias, float* o
     }
 }
 
-// Packs a panel; false if a block lies on no grid and `rounds` is false.
+// Packs a panel; false if a block lies on no grid, or `rounds` and can be brought to none.
 template <class G>
 bool pack_panel(const float* weight, uint8_t* panel, int64_t outputs, int64_t inputs, bool rounds) {
     for (int64_t b = 0; b * BLOCK < inputs; b++)
@@ -305,8 +316,7 @@ bool pack_panel(const float* weight, uint8_t* panel, int64_t outputs, int64_t in
             const float* v = weight + o * inputs + b * BLOCK;
             const int count = (int)(inputs - b * BLOCK < BLOCK ? inputs - b * BLOCK : BLOCK);
             Grid grid;
-            if (rounds) Eight::nearest(v, count, grid);
-            else if (!G::find(v, count, grid)) return false;
+            if (!(rounds ? Eight::nearest(v, count, grid) : G::find(v, count, grid))) return false;
             G::put(panel + b * G::BYTES, (int)o, grid, count);
         }
     return true;

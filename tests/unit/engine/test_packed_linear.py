@@ -90,6 +90,41 @@ def test_blocks_that_use_few_steps_or_none(kernels: Kernels) -> None:
     torch.testing.assert_close(kernels.linear(torch.eye(32), packed).T, rows, rtol=3e-7, atol=3e-7)
 
 
+@pytest.mark.parametrize("used", [(0, 15), (1, 15), (2, 15), (1, 14), (8, 15), (0, 8), (5, 9)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_q4_0_whose_ends_are_not_used(kernels: Kernels, used: tuple[int, int], sign: int) -> None:
+    """llama.cpp's quantiser uses integer 0; one that weighs errors (imatrix) need not."""
+    generator = torch.Generator().manual_seed(used[0])
+    step = sign * torch.rand(40, 1, generator=generator).half().float()
+    q = torch.randint(used[0], used[1] + 1, (40, 32), generator=generator).float()
+    q[:, 0], q[:, 1] = used
+    weight = step * (q - 8)
+    packed = kernels.pack_linear(weight, None, 4)
+    assert packed is not None
+    torch.testing.assert_close(kernels.linear(torch.eye(32), packed).T, weight, rtol=1e-6, atol=1e-6)
+
+
+def test_steps_whose_offset_is_beyond_half_are_not_taken(kernels: Kernels) -> None:
+    weight = torch.zeros(1, 32)
+    weight[0, :3] = torch.tensor([-8.0, 7.0, 3.0]) * 16384
+    assert kernels.pack_linear(weight, None, 4) is None
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, 1e9])
+def test_int8_refuses_what_it_cannot_hold(kernels: Kernels, broken: float) -> None:
+    weight = draw(20, 64)
+    weight[3, 40] = broken
+    assert kernels.pack_linear(weight, None, 8, rounds=True) is None
+
+
+def test_int8_cuts_nothing_off_weights_that_are_all_but_zero(kernels: Kernels) -> None:
+    weight = draw(20, 64) * 2e-6
+    packed = kernels.pack_linear(weight, None, 8, rounds=True)
+    assert packed is not None
+    got = kernels.linear(torch.eye(64), packed).T
+    torch.testing.assert_close(got, weight, rtol=0, atol=6e-8)
+
+
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [*SHAPES, (5, 33, 17), (2, 8, 3)])
 def test_int8_rounds_any_weights(kernels: Kernels, rows: int, inputs: int, outputs: int) -> None:
     weight, x = draw(outputs, inputs), with_outlier(rows, inputs)

@@ -157,8 +157,8 @@ def test_a_damaged_file_is_as_good_as_none(content: bytes, tmp_path: Path, kerne
 def test_another_attention_by_name_takes_nothing_from_what_is_kept(tmp_path: Path, kernels: Kernels) -> None:
     """The lean forward attends through the kernels."""
     starts = Starts("llama", tmp_path, kernels)
-    assert starts.start().numerics == "cpu/fused/kernels"
-    assert starts.start(attention="sdpa").numerics == "cpu/modules/sdpa"
+    assert starts.start().numerics == f"cpu/fused/kernels/{kernels.build}"
+    assert starts.start(attention="sdpa").numerics == f"cpu/modules/sdpa/{kernels.build}"
     assert starts.start(attention="kernels").fused and not starts.measured_anew
     with pytest.raises(ModelRefused, match="attention 'flex' cannot be had: it needs a CUDA device"):
         starts.start(attention="flex")
