@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 MAX_SOCKET_PATH = 104
 """sun_path is 108 bytes on Linux and 104 on macOS, the final zero included."""
 OLDEST_SERVER = (6, 2)
+_PROBE_TIMEOUT_S: Final = 1.0
 _RETRY_LOCK_S = 0.25
 _MIN_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 10.0
@@ -192,8 +193,15 @@ class EmbeddedRedis:
             )
 
     def _answers(self) -> bool:
+        """To a PING. While a server reads its data folder it takes connections, and answers that it is loading."""
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-            return probe.connect_ex(str(self.socket_path)) == 0
+            probe.settimeout(_PROBE_TIMEOUT_S)
+            try:
+                probe.connect(str(self.socket_path))
+                probe.sendall(b"PING\r\n")
+                return probe.recv(16).startswith(b"+PONG")
+            except OSError:
+                return False
 
     def _signal(self, number: int) -> None:
         if self._child is not None:
