@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 MAX_SOCKET_PATH = 104
 """sun_path is 108 bytes on Linux and 104 on macOS, the final zero included."""
 OLDEST_SERVER = (6, 2)
-_PROBE_TIMEOUT_S: Final = 1.0
+_PROBE_TIMEOUT_S = 1.0
 _RETRY_LOCK_S = 0.25
 _MIN_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 10.0
