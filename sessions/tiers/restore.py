@@ -18,7 +18,7 @@ from sessions.engine.request import RestoredBlocks
 from sessions.hashing import HashChain, token_bytes
 from sessions.rate import Rate
 from sessions.tiers.cost import Size, num_worth_loading
-from sessions.tiers.segment import Entry, Payload
+from sessions.tiers.segment import Entry, Payload, reason_of
 from sessions.tiers.segment_index import Piece
 from sessions.tiers.segment_store import SegmentStore
 
@@ -126,12 +126,13 @@ class Restorer:
         payload: Payload | None = None
         try:
             payload = self._store.read(piece, expected)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - no memory to read into, say: the request is computed, not failed
             self.num_errors += 1
-            log.warning("tier cannot read", tier=self._store.tier, error=error.strerror, errors=self.num_errors)
-        if payload is None:
-            self._let_go.append(num_bytes)
-        else:
+            log.warning("tier cannot read", tier=self._store.tier, error=reason_of(error), errors=self.num_errors)
+        finally:
+            if payload is None:
+                self._let_go.append(num_bytes)
+        if payload is not None:
             self.read_rate.observe(num_bytes, time.monotonic() - started_at)
             weakref.finalize(payload.base, self._let_go.append, num_bytes).atexit = False
         return payload

@@ -24,6 +24,14 @@ class BadSegment(Exception):
     """It is torn, corrupt, foreign or of another version; the message says which check failed."""
 
 
+def reason_of(error: Exception) -> str:
+    """Why a tier failed, in one line for a log. Of what should not happen only the kind: its message may quote data."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    known = (str(error).strip().splitlines() or [""])[0] if isinstance(error, MemoryError | RuntimeError) else ""
+    return f"{type(error).__name__}: {known}" if known else type(error).__name__
+
+
 class Entry(NamedTuple):
     """One block of a segment. token_bytes: its ids as `hashing.token_bytes` gives them."""
 

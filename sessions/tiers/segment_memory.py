@@ -4,7 +4,7 @@
     held     name ─▶ anchor, [ (entry, row) (entry, row) ... ]
 
 Slabs are taken when they are needed, up to the bound, and kept: for a pool on a GPU they are pinned, which takes long.
-One lock is held while rows are copied, so that no row is given to another under a reader.
+One lock is held while rows are copied, so that no row is given to another under a reader; not while a slab is taken.
 """
 
 import errno
@@ -43,11 +43,13 @@ class SegmentMemory:
         return {}, 0
 
     def append(self, name: str, anchor: Anchor, num_before: int, entries: Sequence[Entry], rows: Payload) -> None:
+        self._reserve(len(entries))
         with self._lock:
             held = self._held.get(name) or _Held(anchor)
             if len(held.blocks) < num_before:
                 raise FileNotFoundError(errno.ENOENT, "The segment is gone", name)
-            taken = self._take(len(entries))
+            taken = self._free[-len(entries) :]
+            del self._free[-len(entries) :]
             for row, copy in zip(taken, rows, strict=True):
                 row[:] = copy
             self._give_back(held, num_before)
@@ -89,8 +91,11 @@ class SegmentMemory:
     def close(self) -> None:
         """Nothing is left to do: it goes with the process."""
 
-    def _take(self, num_rows: int) -> list[Payload]:
-        """The lock is held. Raises OSError where there is no memory: nothing is taken then."""
+    def _reserve(self, num_rows: int) -> None:
+        """Slabs until so many rows are free. Raises OSError where there is no memory.
+
+        The lock is not held: readers would wait for the pinning. Rows are taken by the one writer only, so none goes.
+        """
         while len(self._free) < num_rows:
             count = min(self._num_rows_left, max(num_rows, SLAB_BYTES // self.form.block_bytes))
             try:
@@ -100,10 +105,8 @@ class SegmentMemory:
             if slab is None:
                 raise OSError(errno.ENOMEM, "No memory for KV")
             self._num_rows_left -= count
-            self._free.extend(slab)
-        taken = self._free[-num_rows:]
-        del self._free[-num_rows:]
-        return taken
+            with self._lock:
+                self._free.extend(slab)
 
     def _give_back(self, held: "_Held", num_kept: int) -> None:
         """The lock is held."""

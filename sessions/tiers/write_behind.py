@@ -20,8 +20,9 @@ from typing import Protocol, TypeVar
 import structlog
 
 from sessions.engine.block import Block
+from sessions.errors import ModelRefused
 from sessions.hashing import token_bytes
-from sessions.tiers.segment import Anchor, Entry, Payload
+from sessions.tiers.segment import Anchor, Entry, Payload, SegmentShape, reason_of
 from sessions.tiers.segment_store import SegmentStore
 from sessions.types import BlockHash
 
@@ -60,7 +61,10 @@ BetweenSteps = Callable[[Callable[[], bool]], "Future[bool]"]
 
 
 class WriteBehind:
-    """`offer` and `removed` are the engine thread's, and return at once; `close` may come from any."""
+    """`offer` and `removed` are the engine thread's, and return at once; `close` may come from any.
+
+    Raises ModelRefused if there is no memory to copy into.
+    """
 
     def __init__(self, store: SegmentStore, kv: KVReader, find: Find, between_steps: BetweenSteps) -> None:
         self.num_blocks_written = 0
@@ -71,7 +75,7 @@ class WriteBehind:
         self._kv = kv
         self._find = find
         self._between_steps = between_steps
-        self._rows = kv.host_rows(store.form.capacity, store.form.stride)
+        self._rows = _rows_for(store.form, kv)
         self._queue: queue.Queue[tuple[Anchor, Sequence[BlockHash]] | None] = queue.Queue(MAX_QUEUED)
         self._copying: Collection[BlockHash] = ()
         self._is_spoiled = False
@@ -110,13 +114,13 @@ class WriteBehind:
         while (item := self._queue.get()) is not None:
             try:
                 is_written = self._write_path(*item)
-            except OSError as error:
-                is_written = False
+            except Exception as error:  # noqa: BLE001 - no memory, on a GPU any RuntimeError: the thread must outlive it
+                is_written, self._copying = False, ()
                 self._failed(error)
             self.num_paths_dropped += not is_written
 
     def _write_path(self, after: Anchor, hashes: Sequence[BlockHash]) -> bool:
-        """False if some of it could not be written. Raises OSError."""
+        """False if some of it could not be written. Raises what the tier and the device raise."""
         start = self._store.num_stored(hashes)
         if start:
             self._store.touch(hashes[start - 1])
@@ -166,8 +170,19 @@ class WriteBehind:
         except (RuntimeError, TimeoutError):
             return False
 
-    def _failed(self, error: OSError) -> None:
+    def _failed(self, error: Exception) -> None:
         """Warn, then leave the tier alone for a while: what comes meanwhile is dropped when the queue is full."""
         self.num_errors += 1
-        log.warning("tier cannot write", tier=self._store.tier, error=error.strerror, errors=self.num_errors)
+        log.warning("tier cannot write", tier=self._store.tier, error=reason_of(error), errors=self.num_errors)
         self._closing.wait(PAUSE_S)
+
+
+def _rows_for(form: SegmentShape, kv: KVReader) -> Payload:
+    """What one segment is copied into."""
+    try:
+        return kv.host_rows(form.capacity, form.stride)
+    except MemoryError:
+        raise ModelRefused(
+            f"{form.capacity * form.stride / 2**20:.1f} MiB to copy KV through cannot be had: "
+            "the system refuses this process the memory"
+        ) from None

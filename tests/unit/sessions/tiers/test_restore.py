@@ -6,15 +6,18 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sessions.hashing import HashChain, SharedContent
 from sessions.tiers import restore
 from sessions.tiers.restore import Restorer
+from sessions.tiers.segment import Payload
 from sessions.tiers.segment_folder import SegmentFolder
+from sessions.tiers.segment_memory import SegmentMemory
 from sessions.tiers.segment_store import SegmentStore
 from sessions.types import BlockHash
-from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, kv_of, memory_store, path_of, store_path
+from tests.unit.sessions.tiers.segments import CAPACITY, FORM, ROOT, SHAPE, kv_of, memory_store, path_of, store_path
 
 LONG = tuple(range(1, 11))
 HASHES, ENTRIES = path_of(*LONG)
@@ -147,6 +150,31 @@ async def test_a_file_that_cannot_be_read_is_a_miss(restorer: Restorer, tmp_path
     restored = await restorer.restore(CHAIN, PROMPT, 0)
     assert restored[-1].end == CAPACITY
     assert restorer.num_errors == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory"), ValueError("of ours")])
+async def test_without_memory_to_read_into_it_is_a_miss_and_takes_nothing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "MAX_BYTES_IN_FLIGHT", 2 * CAPACITY * SHAPE.stride)
+    fails = False
+
+    def new_rows(count: int, size: int) -> Payload:
+        if fails:
+            raise error
+        return np.zeros((count, size), np.uint8)
+
+    store = SegmentStore(SegmentMemory(SHAPE, 2**30, new_rows), 2**30)
+    store_path(store, *LONG)
+    restorer = Restorer(store, lambda: None)
+    fails = True
+    for num_failed in (2, 4):
+        assert await restorer.restore(CHAIN, PROMPT, 0) == ()
+        assert restorer.num_errors == num_failed, "nothing of the bound is lost: both pieces are tried again"
+    fails = False
+    restored = await restorer.restore(CHAIN, PROMPT, 0)
+    assert restored[-1].end == 2 * CAPACITY
+    restorer.close()
 
 
 async def test_a_closed_one_finds_nothing(restorer: Restorer) -> None:

@@ -138,6 +138,29 @@ def test_a_reader_never_sees_another_s_rows() -> None:
     store.check_integrity()
 
 
+def test_nobody_waits_for_memory_that_a_writer_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning a slab takes long: reads go on meanwhile."""
+    monkeypatch.setattr(segment_memory, "SLAB_BYTES", SHAPE.block_bytes)
+    asked, was_read, in_time = threading.Event(), threading.Event(), []
+
+    def new_rows(count: int, size: int) -> Payload:
+        if threading.current_thread() is writer:
+            asked.set()
+            in_time.append(was_read.wait(5))
+        return np.zeros((count, size), np.uint8)
+
+    store = SegmentStore(SegmentMemory(SHAPE, 2**30, new_rows), 2**30)
+    writer = threading.Thread(target=store_path, args=(store, 2))
+    assert store_path(store, 1)
+    writer.start()
+    assert asked.wait(5)
+    assert readable(store, 1) == 1
+    was_read.set()
+    writer.join()
+    assert in_time == [True]
+    assert readable(store, 2) == 1
+
+
 def test_without_memory_nothing_is_stored_and_what_is_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_memory, "SLAB_BYTES", SHAPE.block_bytes)
     has_memory = True

@@ -11,6 +11,7 @@ import pytest
 
 from sessions.engine.block import Block
 from sessions.engine.block_pool import BlockPool
+from sessions.errors import ModelRefused
 from sessions.tiers import write_behind
 from sessions.tiers.segment import Anchor, Payload
 from sessions.tiers.segment_file import SegmentFormat
@@ -206,6 +207,38 @@ def test_a_disk_that_fails_is_tried_again(
     writer.offer(ANCHOR, engine.compute(1, 2, 3))
     eventually(lambda: readable(store, 1, 2, 3) == 3, "the path is on disk")
     assert writer.num_errors == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory"), ValueError("a fault of ours")])
+def test_whatever_a_copy_raises_the_next_is_written(
+    writer: WriteBehind,
+    engine: Engine,
+    store: SegmentStore,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    monkeypatch.setattr(write_behind, "PAUSE_S", 0.0)
+
+    def fail() -> None:
+        engine.during_copy = lambda: None
+        raise error
+
+    engine.during_copy = fail
+    writer.offer(ANCHOR, engine.compute(1, 2))
+    eventually(lambda: writer.num_paths_dropped == 1, "the failure is counted")
+    assert writer.num_errors == 1 and not writer._copying
+    writer.offer(ANCHOR, engine.compute(1, 2, 3))
+    eventually(lambda: readable(store, 1, 2, 3) == 3, "the path is in the tier")
+    assert writer.num_errors == 1
+
+
+def test_without_memory_to_copy_into_the_start_is_refused(store: SegmentStore, engine: Engine) -> None:
+    def no_rows(_num_rows: int, _row_bytes: int) -> Payload:
+        raise MemoryError
+
+    engine.host_rows = no_rows  # type: ignore[method-assign]
+    with pytest.raises(ModelRefused, match="the system refuses this process the memory"):
+        WriteBehind(store, engine, engine.pool.find, engine.between_steps)
 
 
 def test_a_stopped_engine_writes_nothing_more(writer: WriteBehind, engine: Engine, store: SegmentStore) -> None:
