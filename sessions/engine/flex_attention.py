@@ -22,7 +22,11 @@ SHORT: Final = 4
 LONG: Final = 64
 """Rows of a long tile."""
 SPLITS: Final = 8
-"""Parts that the keys of a short tile are split into. Fixed, so that a row's sum does not depend on its neighbours."""
+"""Parts that the keys of a short tile are split into.
+
+Fixed, where torch takes it from the number of tiles. Still a row's sum is not independent of its neighbours: where its
+tile begins, and what drafts are in it, decide which keys are summed in which order, and in which kernel (ADR 12).
+"""
 Q_BLOCK: Final = 128
 """Rows that the mask of a short tile is given for: a multiple of what its kernel makes of rows and query heads."""
 WARM: Final = (1, 4, 16, 64)
@@ -37,7 +41,7 @@ class FlexPool:
 
     def __init__(self, cache: KVCache, max_model_len: int, *, compiled: bool) -> None:
         self.cache = cache
-        self.width = -(-max_model_len // cache.block_size)
+        self.width = min(-(-max_model_len // cache.block_size), cache.num_blocks)
         self._flex = _compiled() if compiled else _eager()
 
     def warm(self) -> None:

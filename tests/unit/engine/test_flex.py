@@ -110,6 +110,17 @@ def test_the_blocks_of_a_tile_are_those_its_rows_see(size: int, window: int | No
             assert set(partial) == some - set(full)
 
 
+def test_tables_are_no_wider_than_what_can_be_in_them() -> None:
+    """A request has each block once; a context of a million tokens over a small pool is no reason for wide tables."""
+    cache = pool_of(LayerLayout(4, 2, 16, 16, 0.2), num_blocks=8).cache
+    assert FlexPool(cache, 33, compiled=False).width == 3
+    pool = FlexPool(cache, 2**20, compiled=False)
+    assert pool.width == 8
+    requests = Requests(cache, (128,))
+    for entries in requests.halves((1,)):
+        torch.testing.assert_close(attend(pool, requests, entries), requests.wanted(entries), rtol=1e-4, atol=1e-5)
+
+
 def test_rows_in_use_stand_in_their_tiles_in_order() -> None:
     requests = Requests(pool_of(LayerLayout(4, 2, 16, 16, 0.2)).cache, NUM_TOKENS)
     _, entries = requests.halves(NEW)
