@@ -6,15 +6,18 @@ llguidance bounds what a mask costs, and not all that comes before one:
     patterns that meet   one value's are intersected: each more costs four times as much
     multipleOf           one state for each remainder; divisors that meet multiply
 
-Where allOf, references and siblings bring keywords together, what meets is a bound from above, never from below.
+Where allOf, references and siblings bring keywords together, what meets is a bound from above, never from below. A
+reference that is not followed here would escape all of it, so it is refused.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
-from math import exp, inf, log
+from functools import cached_property
+from math import exp, inf, isfinite, log
 from typing import Any, Final
+from urllib.parse import unquote
 
 Schema = Mapping[str, Any]
 
@@ -24,27 +27,57 @@ MAX_PATTERNS: Final = 8
 """Of one value."""
 MAX_DIVISOR: Final = 10_000
 """What is left of the divisors of one value without their factors 2 and 5; the squares of all stay below its square."""
+MAX_PATTERN: Final = 8192
+"""Characters of a pattern, or of a name in patternProperties."""
 _MAX_PASSES: Final = 50
+_ENOUGH: Final = MAX_SHORTEST + 1
+"""Larger lengths and counts are as good as this one, and would overflow where they multiply."""
 _PATTERNS: Final = ("pattern", "format")
 _BLAMED: Final = ("const", "enum", "pattern", "minLength", "minItems", "required", "$ref", "allOf", "anyOf", "oneOf")
 
 
+class _Refused(Exception):
+    """The keyword and what is too much about it."""
+
+
 def excess(root: Any) -> str | None:
     """The keyword and what is too much about it; None for a schema that can be compiled in time."""
-    nodes = _Nodes(root)
-    shortest = nodes.settled(inf, nodes.shortest)
-    for node in nodes.inner_first:
-        length = shortest[id(node)]
-        if length == inf:
-            return "$ref: it leads round in a circle, so that no value of it ever ends"
-        if length > MAX_SHORTEST:
-            keyword = next((keyword for keyword in _BLAMED if keyword in node), "type")
-            return f"{keyword}: no value is shorter than {MAX_SHORTEST} characters"
+    try:
+        nodes = _Nodes(root)
+        _check_patterns(nodes.inner_first)
+        _check_shortest(nodes)
+    except _Refused as refused:
+        return str(refused)
     if max(nodes.met(_num_patterns), default=0) > MAX_PATTERNS:
         return f"pattern: more than {MAX_PATTERNS} patterns and formats of one value"
-    if sum(exp(2 * weight) for weight in nodes.met(_divisor_weight)) > 1.01 * MAX_DIVISOR**2:
+    enough = log(2 * MAX_DIVISOR)  # what is more is too much by itself, and its square may be no float
+    if sum(exp(2 * min(weight, enough)) for weight in nodes.met(_divisor_weight)) > 1.01 * MAX_DIVISOR**2:
         return f"multipleOf: without its factors 2 and 5 it is larger than {MAX_DIVISOR}, or together they are"
     return None
+
+
+def _check_patterns(nodes: Iterable[Schema]) -> None:
+    for node in nodes:
+        names = node.get("patternProperties")
+        for keyword, patterns in (
+            ("pattern", [node.get("pattern")]),
+            ("patternProperties", names if isinstance(names, dict) else ()),
+        ):
+            if any(isinstance(pattern, str) and len(pattern) > MAX_PATTERN for pattern in patterns):
+                raise _Refused(f"{keyword}: a pattern is longer than {MAX_PATTERN} characters")
+
+
+def _check_shortest(nodes: "_Nodes") -> None:
+    shortest, is_settled = nodes.shortest()
+    for node in nodes.inner_first:
+        length = shortest[id(node)]
+        if length == inf and is_settled:
+            raise _Refused("$ref: it leads round in a circle, so that no value of it ever ends")
+        if length == inf:
+            raise _Refused("$ref: references into what is around them nest too deep")
+        if length > MAX_SHORTEST:
+            keyword = next((keyword for keyword in _BLAMED if keyword in node), "type")
+            raise _Refused(f"{keyword}: no value is shorter than {MAX_SHORTEST} characters")
 
 
 class _Nodes:
@@ -52,6 +85,7 @@ class _Nodes:
 
     def __init__(self, root: Any) -> None:
         self._root = root
+        self._targets: dict[int, tuple[Any, ...]] = {}
         self.inner_first: list[Schema] = []
         seen: set[int] = set()
         stack: list[tuple[Any, bool]] = [(root, False)]
@@ -61,30 +95,33 @@ class _Nodes:
                 self.inner_first.append(node)
             elif isinstance(node, dict) and id(node) not in seen:
                 seen.add(id(node))
+                self._targets[id(node)] = self._resolved(node)
                 stack.append((node, True))
                 stack += ((part, False) for part in (*self._same_value(node), *_parts(node)))
 
-    def settled(self, start: float, of: Callable[[Schema, dict[int, float]], float]) -> dict[int, float]:
-        """The value of each, from those of what it consists of."""
-        values = {id(node): start for node in self.inner_first}
+    def shortest(self) -> tuple[dict[int, float], bool]:
+        """Characters of each one's shortest value, inf where none ends; False if some might become less yet."""
+        told = {id(node): _told_length(node) for node in self.inner_first}  # once: texts are long, passes many
+        known = {id(node): inf for node in self.inner_first}
         for _ in range(_MAX_PASSES):
             changed = False
             for node in self.inner_first:
-                value = of(node, values)
-                changed |= value != values[id(node)]
-                values[id(node)] = value
+                length = self._shortest(node, told[id(node)], known)
+                changed |= length != known[id(node)]
+                known[id(node)] = length
             if not changed:
-                break
-        return values
+                return known, True
+        return known, False
 
-    def shortest(self, node: Schema, known: dict[int, float]) -> float:
+    def _shortest(self, node: Schema, told: int, known: dict[int, float]) -> float:
         """Characters of its shortest value, so far as they are known."""
-        lengths = [_own_shortest(node, known)]
+        lengths = [_own_shortest(node, told, known)]
         lengths += (_of(part, known) for part in (*_list(node, "allOf"), *self._target(node)))
         for key in ("anyOf", "oneOf"):
             if branches := _list(node, key):
                 lengths.append(min(_of(part, known) for part in branches))
-        return max(lengths)
+        length = max(lengths)
+        return length if length == inf else min(length, _ENOUGH)
 
     def met(self, weigh: Callable[[Schema], float]) -> list[float]:
         """How much weight one value, or one part of such a value, brings together: where it is more than in any of what
@@ -109,17 +146,48 @@ class _Nodes:
             yield from _list(node, key)
 
     def _target(self, node: Schema) -> tuple[Any, ...]:
-        """What a reference leads to, if that is in the schema."""
+        """What a reference leads to."""
+        return self._targets[id(node)]
+
+    def _resolved(self, node: Schema) -> tuple[Any, ...]:
+        """The same, looked up. _Refused if it cannot be: llguidance might find what is not found here."""
         reference = node.get("$ref")
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        if not isinstance(reference, str):
             return ()
-        at: Any = self._root
-        for part in reference[1:].split("/")[1:]:
-            if isinstance(at, list) and part.isdecimal() and int(part[:9]) < len(at):
-                at = at[int(part[:9])]
-            else:
-                at = at.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(at, dict) else None
+        base, _, pointer = reference.partition("#")
+        whole = self._root.get("$id")
+        if (base and base != whole) or (pointer and not pointer.startswith("/")):
+            raise _Refused("$ref: it is no pointer into this schema, like #/$defs/name")
+        if self._has_inner_id:
+            raise _Refused("$ref: where a part of the schema has its own $id, references are not followed")
+        try:
+            at = self._root
+            for step in unquote(pointer, errors="strict").split("/")[1:]:
+                at = _step(at, step.replace("~1", "/").replace("~0", "~"))
+        except (LookupError, ValueError):
+            raise _Refused("$ref: it leads to nothing in this schema") from None
         return (at,) if isinstance(at, dict) else ()
+
+    @cached_property
+    def _has_inner_id(self) -> bool:
+        """Whether some part's references start from itself."""
+        stack: list[Any] = list(self._root.values())
+        while stack:
+            at = stack.pop()
+            if isinstance(at, dict) and isinstance(at.get("$id"), str):
+                return True
+            if isinstance(at, (dict, list)):
+                stack += at.values() if isinstance(at, dict) else at
+        return False
+
+
+def _step(at: Any, name: str) -> Any:
+    """A member or an item. LookupError or ValueError if there is none."""
+    if isinstance(at, dict):
+        return at[name]
+    if isinstance(at, list) and name.isdecimal():
+        return at[int(name)]
+    raise LookupError(name)
 
 
 def _parts(node: Schema) -> Iterator[Any]:
@@ -133,21 +201,35 @@ def _parts(node: Schema) -> Iterator[Any]:
     yield from _list(node, "items")
 
 
-def _own_shortest(node: Schema, known: dict[int, float]) -> float:
-    """Without what it refers to or combines."""
+def _told_length(node: Schema) -> int:
+    """Characters that its constants, or its pattern if it is a string, ask for at the least."""
     if "const" in node:
-        return len(json.dumps(node["const"], ensure_ascii=False))
+        return _text_length("const", node["const"])
     if values := _list(node, "enum"):
-        return min(len(json.dumps(value, ensure_ascii=False)) for value in values)
-    declared = node.get("type")
-    return min((_shortest_of_type(kind, node, known) for kind in _strings(declared)), default=1)
+        return min(_text_length("enum", value) for value in values)
+    pattern = node.get("pattern")
+    return 2 + max(_count(node, "minLength"), shortest_match(pattern) if isinstance(pattern, str) else 0)
 
 
-def _shortest_of_type(kind: str, node: Schema, known: dict[int, float]) -> float:
+def _text_length(keyword: str, value: Any) -> int:
+    try:
+        return min(len(json.dumps(value, ensure_ascii=False)), _ENOUGH)
+    except (RecursionError, ValueError):  # json reads a little more than it writes: depth, digits
+        raise _Refused(f"{keyword}: it nests too deep, or a number of it is too long") from None
+
+
+def _own_shortest(node: Schema, told: int, known: dict[int, float]) -> float:
+    """Without what it refers to or combines."""
+    if "const" in node or _list(node, "enum"):
+        return told
+    kinds = _strings(node.get("type"))
+    return min((_shortest_of_type(kind, node, told, known) for kind in kinds), default=1)
+
+
+def _shortest_of_type(kind: str, node: Schema, told: int, known: dict[int, float]) -> float:
     match kind:
         case "string":
-            pattern = node.get("pattern")
-            return 2 + max(_count(node, "minLength"), shortest_match(pattern) if isinstance(pattern, str) else 0)
+            return told
         case "array":
             least, first = _count(node, "minItems"), [*_list(node, "prefixItems"), *_list(node, "items")]
             begin = sum(_of(part, known) for part in first[:least])
@@ -162,9 +244,10 @@ def _shortest_of_type(kind: str, node: Schema, known: dict[int, float]) -> float
             return 1
 
 
+# Whatever opens also matches to the end: one that failed there would be tried again at each of its own characters.
 _LEXEME: Final = re.compile(
     r"(?P<empty>[\^$]|\\[bBAzZ]|\(\?[\w-]+\))|(?P<open>\((?:\?(?:P?<\w+>|<?[=!]|[\w-]*:))?)|(?P<close>\))|(?P<bar>\|)"
-    r"|(?P<times>[*+?]|\{(?P<least>\d+)(?:,\d*)?\})|\\[pPxu]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.",
+    r"|(?P<times>[*+?]|\{(?P<least>\d+)(?:,\d*)?\})|\\[pPxu]\{[^}]*(?:\}|\Z)|\\.|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\\?\Z)|.",
     re.DOTALL,
 )
 
@@ -179,7 +262,7 @@ def shortest_match(pattern: str) -> int:
         kind = lexeme.lastgroup
         if lexeme["times"]:
             least = int(lexeme["least"][:9]) if lexeme["least"] else int(lexeme["times"] == "+")
-            last = last if was_times and lexeme["least"] is None else min(last * least, MAX_SHORTEST + 1)
+            last = last if was_times and lexeme["least"] is None else min(last * least, _ENOUGH)
             was_times = True
             continue
         was_times = False
@@ -205,7 +288,12 @@ def _divisor_weight(node: Schema) -> float:
     divisor = node.get("multipleOf")
     if not isinstance(divisor, (int, float)) or isinstance(divisor, bool) or divisor <= 0:
         return 0.0
-    rest = int("".join(map(str, Decimal(repr(divisor)).as_tuple().digits)))
+    if isinstance(divisor, int):
+        rest = divisor
+    elif isfinite(divisor):
+        rest = int("".join(map(str, Decimal(repr(divisor)).as_tuple().digits)))
+    else:
+        return 0.0
     for factor in (2, 5):
         while rest and rest % factor == 0:
             rest //= factor
@@ -228,4 +316,6 @@ def _strings(value: Any) -> Iterable[str]:
 
 def _count(node: Schema, key: str) -> int:
     value = node.get(key)
-    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < inf else 0
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < inf:
+        return 0
+    return int(min(value, _ENOUGH))

@@ -5,14 +5,32 @@ from string import ascii_lowercase
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessions.schema_bounds import MAX_PATTERNS, MAX_SHORTEST, excess, shortest_match
+from sessions.schema_bounds import MAX_PATTERN, MAX_PATTERNS, MAX_SHORTEST, excess, shortest_match
 from tests.schemas import NAMED, closed
 
 LONG = {"const": "x" * 60_000}
 PATTERNS = [{"pattern": f".*{letter}.*"} for letter in ascii_lowercase]
+
+
+COSTLY = {"multipleOf": 1_000_003}
+
+
+def defs(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"$defs": {name: schema}}
+
+
+LOST = [
+    {"$ref": "#/nowhere"},
+    {"$ref": "#/x/+1", "x": [{}, COSTLY]},
+    {"$ref": "#/$defs/%FF", **defs("\ufffd", COSTLY)},
+    {"$ref": "#named", **defs("a", {"$anchor": "named", **COSTLY})},
+    {"$ref": "http://a.b/c", **defs("a", {"$id": "http://a.b/c", **COSTLY})},
+    {"$ref": "/#/$defs/a", **defs("a", COSTLY)},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"$id": "http://a.b/c", "$ref": "#/$defs/b", **defs("b", COSTLY)}, "b": {}}},
+]
 
 
 def chain(num_links: int) -> dict[str, Any]:
@@ -27,6 +45,26 @@ def chain(num_links: int) -> dict[str, Any]:
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "$ref"),
         ({"type": "object", "properties": {"n": {"$ref": "#"}}, "required": ["n"]}, "$ref"),
         ({"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/anyOf/1"}, "minItems": 1}]}, "$ref"),
+        *[({"type": "integer", **schema}, "$ref") for schema in LOST],
+        ({"type": "integer", **defs("a b", COSTLY), "$ref": "#/$defs/a%20b"}, "multipleOf"),
+        ({"type": "integer", **defs("a/b", COSTLY), "$ref": "#/$defs/a%7E1b"}, "multipleOf"),
+        ({"type": "integer", **defs("a~1", COSTLY), "$ref": "#/$defs/a~01"}, "multipleOf"),
+        ({"type": "integer", **defs("é", COSTLY), "$ref": "#/%24defs/%C3%A9"}, "multipleOf"),
+        ({"type": "integer", **defs("a", {"b": COSTLY}), "$ref": "#/$defs/a%2Fb"}, "multipleOf"),
+        ({"type": "integer", "x": [{}, COSTLY], "$ref": "#/x/0000000001"}, "multipleOf"),
+        (
+            {"type": "integer", **defs("a", COSTLY), "$id": "http://a.b/c", "$ref": "http://a.b/c#/$defs/a"},
+            "multipleOf",
+        ),
+        ({"type": "string", "pattern": "a" * (MAX_PATTERN + 1)}, "pattern"),
+        ({"type": "object", "patternProperties": {"[" * (MAX_PATTERN + 1): {}}}, "patternProperties"),
+        ({"allOf": [{"multipleOf": 2**53 - n} for n in range(1, 25, 2)]}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 10**200 + 1}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 10**5000 + 1}, "multipleOf"),
+        ({"type": "array", "minItems": 10**400, "items": {"$ref": "#"}}, "$ref"),
+        ({"type": "array", "minItems": 10**400, "items": {"type": "number"}}, "minItems"),
+        ({"const": [10**5000]}, "const"),
+        ({"enum": [1, [10**5000]]}, "enum"),
         ({"type": "string", "pattern": "^(a{1000}){1000}$"}, "pattern"),
         ({"type": "string", "minLength": 10**9}, "minLength"),
         ({"type": "array", "minItems": 10**6}, "minItems"),
@@ -55,8 +93,15 @@ def test_what_takes_too_long_is_told_by_its_keyword(schema: dict[str, Any], keyw
         *NAMED.values(),
         True,
         {},
-        {"$ref": "#named", "$defs": {"a": {"$anchor": "named"}}},
-        {"$ref": "#/nowhere"},
+        {"$defs": {"a": {"$anchor": "named", "$id": "http://a.b/c"}}},
+        {
+            "$id": "http://a.b/c",
+            "$defs": {"a": True},
+            "anyOf": [{"$ref": "http://a.b/c#/$defs/a"}, {"$ref": "#/$defs/a"}],
+        },
+        {"type": "object", "properties": {"$id": {"$ref": "#/$defs/$ref"}}, "$defs": {"$ref": {"type": "string"}}},
+        {"type": "string", "pattern": "[" * MAX_PATTERN},
+        {"multipleOf": float("nan"), "minItems": float("inf")},
         {"anyOf": PATTERNS},
         closed(**{pattern["pattern"]: pattern for pattern in PATTERNS}),
         {"allOf": [closed(a=pattern, b=other) for pattern, other in zip(PATTERNS[:8], PATTERNS[8:16], strict=True)]},
@@ -80,6 +125,63 @@ def test_a_chain_of_references_is_as_deep_as_it_likes() -> None:
     links = {f"a{n}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/a{n + 1}"}}} for n in range(3000)}
     assert excess({"$ref": "#/$defs/a0", "$defs": {**links, "a3000": {"type": "null"}}}) is None
     assert MAX_PATTERNS == 8, "each one more costs four times as much"
+
+
+def test_what_nests_too_deep_to_be_told_is_not_called_a_circle() -> None:
+    schema: dict[str, Any] = {}
+    for depth in reversed(range(80)):
+        around = "#" + "/properties/n" * depth
+        schema = {"type": "array", "minItems": 1, "items": {"$ref": around}, "properties": {"n": schema}}
+    assert "nest too deep" in (excess({"type": "object", "properties": {"n": schema}}) or "")
+
+
+def test_constants_and_patterns_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr("sessions.schema_bounds.shortest_match", lambda pattern: measured.append(pattern) or 1)
+    monkeypatch.setattr("sessions.schema_bounds.json.dumps", lambda value, **_: measured.append(value) or "1")
+    assert excess(closed(a={"const": 1}, b={"enum": [2, 3]}, c={"type": "string", "pattern": "x"})) is None
+    assert sorted(map(str, measured)) == ["1", "2", "3", "x"]
+
+
+@pytest.mark.parametrize("part", ["[", "[^", "\\p{", "(?", "(?P<", "{1", "[\\"])
+def test_what_is_never_closed_is_read_once(part: str) -> None:
+    """Read again from each of its characters, it would take hours."""
+    assert shortest_match(part * 100_000) <= 2 * 100_000
+
+
+KEYWORDS = [
+    *("$ref", "$id", "$defs", "allOf", "anyOf", "oneOf", "type", "const", "enum", "pattern", "patternProperties"),
+    *("properties", "required", "additionalProperties", "items", "prefixItems", "multipleOf"),
+    *("minItems", "minLength"),
+]
+NUMBERS = st.sampled_from(
+    [0, -1, 1, True, 1.5, 3e-320, 1e308, float("inf"), float("nan"), 2**53 - 1, 10**200 + 1, 10**400, 10**4000]
+)
+POINTERS = ["", "#", "#/", "#/$defs/a", "#/allOf/0", "#/%61llOf/00", "#/%FF", "#/~", "http://[", "#/items", "#/\ud800"]
+TEXTS = st.sampled_from(
+    [*POINTERS, "\ud800", "[[[", "a{999999}", "(((", "\\", "array", "object", "string", "number", "a"]
+)
+HOSTILE = st.recursive(
+    st.none() | NUMBERS | TEXTS,
+    lambda inner: st.dictionaries(st.sampled_from(KEYWORDS) | TEXTS, inner, max_size=4) | st.lists(inner, max_size=3),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200)
+@given(HOSTILE, st.integers(0, 20))
+def test_whatever_is_asked_is_let_through_or_refused_by_name(schema: Any, num_doublings: int) -> None:
+    for _ in range(num_doublings):
+        schema = {"type": "array", "minItems": 10**400, "items": schema, "allOf": [schema, schema]}
+    reason = excess(schema)
+    assert reason is None or reason.split(": ")[0] in {*KEYWORDS}
+
+
+def test_a_constant_as_deep_as_any_is_refused_or_let_through() -> None:
+    value: Any = 1
+    for _ in range(100_000):
+        value = [value]
+    assert (excess({"const": value}) or "").startswith("const: ")
 
 
 @pytest.mark.parametrize(
