@@ -172,11 +172,13 @@ class _Nodes:
     def _has_inner_id(self) -> bool:
         """Whether some part's references start from itself."""
         stack: list[Any] = list(self._root.values())
+        seen: set[int] = set()
         while stack:
             at = stack.pop()
             if isinstance(at, dict) and isinstance(at.get("$id"), str):
                 return True
-            if isinstance(at, (dict, list)):
+            if isinstance(at, (dict, list)) and id(at) not in seen:
+                seen.add(id(at))
                 stack += at.values() if isinstance(at, dict) else at
         return False
 

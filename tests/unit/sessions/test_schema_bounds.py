@@ -161,11 +161,21 @@ POINTERS = ["", "#", "#/", "#/$defs/a", "#/allOf/0", "#/%61llOf/00", "#/%FF", "#
 TEXTS = st.sampled_from(
     [*POINTERS, "\ud800", "[[[", "a{999999}", "(((", "\\", "array", "object", "string", "number", "a"]
 )
-HOSTILE = st.recursive(
-    st.none() | NUMBERS | TEXTS,
-    lambda inner: st.dictionaries(st.sampled_from(KEYWORDS) | TEXTS, inner, max_size=4) | st.lists(inner, max_size=3),
-    max_leaves=20,
-)
+SCALARS = st.none() | NUMBERS | TEXTS
+
+
+def hostile(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    parts = st.lists(inner, min_size=1, max_size=3)
+    likely: dict[str, st.SearchStrategy[Any]] = {
+        **{"$ref": st.sampled_from(POINTERS), "multipleOf": NUMBERS, "minItems": NUMBERS, "minLength": NUMBERS},
+        **{"type": st.sampled_from(["array", "object", "string"]), "items": inner, "allOf": parts, "anyOf": parts},
+        **{"const": inner, "enum": parts, "pattern": TEXTS, "properties": st.dictionaries(TEXTS, inner, max_size=3)},
+    }
+    any_keys = st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=4)
+    return st.fixed_dictionaries({}, optional=likely) | any_keys | parts
+
+
+HOSTILE = st.recursive(SCALARS, hostile, max_leaves=12)
 
 
 @settings(max_examples=200)
