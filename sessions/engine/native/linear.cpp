@@ -21,7 +21,7 @@ constexpr int BLOCK = 32;                // inputs that share a grid
 constexpr int PANEL = 16;                // outputs that are packed together
 constexpr int WORDS = 8;                 // inputs of four bits in a pair of words
 constexpr float STEPS = 32767;           // integers on each side of zero that x is rounded to
-constexpr int64_t L2_ELEMENTS = 131072;  // of rounded rows that are multiplied with all panels before the next
+constexpr int64_t L2_ELEMENTS = 196608;  // of rounded rows that are multiplied with all panels before the next
 
 #if defined(__AVX512BW__)
 // One vector is a panel: 16 outputs.
@@ -287,7 +287,8 @@ template <class G>
 void multiply(const float* x, const uint8_t* packed, const float* bias, float* out, int16_t* rounded, float* steps,
               int64_t rows, int64_t inputs, int64_t outputs, int num_threads) {
     const int64_t blocks = (inputs + BLOCK - 1) / BLOCK, panels = (outputs + PANEL - 1) / PANEL, width = blocks * BLOCK;
-    const int64_t group = (L2_ELEMENTS / width / MAX_ROWS + 1) * MAX_ROWS;
+    const int64_t most = L2_ELEMENTS / width + 1, num_groups = (rows + most - 1) / most;
+    const int64_t group = ((rows + num_groups - 1) / num_groups + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
 #pragma omp parallel num_threads(num_threads)
     {
 #pragma omp for schedule(static)
