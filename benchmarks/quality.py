@@ -30,8 +30,10 @@ REFERENCE = Arithmetic("fp32, KV float32", "none", "float32", True)
 OTHERS = (
     Arithmetic("fp32, KV float16", "none", "float16", True),
     Arithmetic("fp32, KV int8", "none", "int8", True),
+    Arithmetic("file, KV float32", "file", "float32", True),
+    Arithmetic("file, KV float16 (default)", "file", "float16", True),
     Arithmetic("fp16, KV float32", "fp16", "float32", True),
-    Arithmetic("fp16, KV float16 (default)", "fp16", "float16", True),
+    Arithmetic("fp16, KV float16", "fp16", "float16", True),
     Arithmetic("fp16, KV int8", "fp16", "int8", True),
     Arithmetic("int8, KV float32", "int8", "float32", True),
     Arithmetic("int8, KV float16", "int8", "float16", True),
