@@ -14,10 +14,10 @@ from sessions.engine.flex_attention import FlexPool
 from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.loaded import Arithmetic
 from sessions.engine.measure import prepare_model
-from sessions.engine.native.kernels import Kernels, NativeAttention, load_kernels
+from sessions.engine.native.kernels import Kernels, NativeAttention
 from sessions.engine.torch_attention import TorchAttention
 from sessions.errors import ModelRefused
-from tests.oracle import SERVED, cache_dir, tiny_model
+from tests.oracle import SERVED, tiny_model
 from tests.unit.engine.steps import Requests
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -39,14 +39,6 @@ class Asked:
     @property
     def wanted(self) -> Wanted:
         return Wanted(self.kind, self.block_size, self.reports.append)
-
-
-@pytest.fixture
-def kernels() -> Kernels:
-    loaded, reason = load_kernels(cache_dir())
-    if loaded is None:
-        pytest.skip(reason)
-    return loaded
 
 
 @pytest.fixture(autouse=True)

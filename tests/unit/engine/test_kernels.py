@@ -15,14 +15,6 @@ from sessions.engine.native.kernels import Kernels, NativeAttention, NativePool,
 from sessions.engine.torch_attention import TorchAttention
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    loaded, reason = load_kernels(tmp_path_factory.mktemp("kernels"))
-    if loaded is None:
-        pytest.skip(reason)
-    return loaded
-
-
 @dataclass
 class Case:
     """lengths: (start, num_tokens) of each entry; all of a request's tokens have K and V, so any split can be tried."""

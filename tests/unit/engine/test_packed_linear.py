@@ -10,18 +10,10 @@ from gguf import GGMLQuantizationType
 from torch.nn.functional import linear
 
 from sessions.engine.linear import Linear
-from sessions.engine.native.kernels import Kernels, load_kernels
+from sessions.engine.native.kernels import Kernels
 
 SHAPES = [(1, 576, 960), (5, 32, 17), (13, 1536, 48), (300, 64, 40)]
 """(rows, inputs, outputs): single rows, groups that are not full, a panel that is not."""
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    loaded, reason = load_kernels(tmp_path_factory.mktemp("kernels"))
-    if loaded is None:
-        pytest.skip(reason)
-    return loaded
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
