@@ -186,7 +186,7 @@ def test_what_an_answer_must_look_like() -> None:
 
 def test_what_is_said_of_the_cache() -> None:
     explicit = translate(prompt_cache_options={"mode": "explicit", "ttl": "30m"}, prompt_cache_key="k")
-    assert explicit.cache == CacheOptions(is_explicit=True, ttl_s=1800.0)
+    assert explicit.cache == CacheOptions(is_explicit=True, ttl_s=1800.0, group="k")
     assert translate(prompt_cache_retention="24h").cache == CacheOptions(ttl_s=86_400.0)
     assert translate(anaphora={"priority": "low"}).cache == CacheOptions(priority="low")
     assert not translate(anaphora={"splice": False}).splice and translate(anaphora={}).splice
