@@ -73,7 +73,7 @@ class Linear(torch.nn.Module):
 def pack_integers(
     weight: torch.Tensor, bias: torch.Tensor | None, quantization: Quantization, kernels: Kernels
 ) -> PackedWeight | None:
-    """weight [out, in], bias [out], fp32. None if the weights are no integers and were not to be rounded."""
+    """weight [out, in], bias [out], fp32. None if the weights are no integers, or cannot be rounded to any."""
     if quantization == "int8":
         return kernels.pack_linear(weight, bias, 8, rounds=True)
     return kernels.pack_linear(weight, bias, 4) or kernels.pack_linear(weight, bias, 8)

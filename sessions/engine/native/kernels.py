@@ -159,7 +159,7 @@ class Kernels:
     ) -> PackedWeight | None:
         """weight [out, in], bias [out], fp32. None if the weights of some block lie on no grid of so many bits.
 
-        rounds: to the nearest grid instead (8 bits only).
+        rounds: to the nearest grid instead (8 bits only); None then for weights that are not finite, or too large.
         """
         outputs, inputs = weight.shape
         weight = weight.contiguous()

@@ -31,11 +31,9 @@ typedef int16_t vs __attribute__((vector_size(64)));
 constexpr int WIDTH = 16;
 constexpr int MAX_ROWS = 12;  // whose 32-bit and fp32 sums, and a weight, fill 32 registers
 
-inline vf splat_wide(float x) { return (vf)_mm512_set1_ps(x); }
 inline vs splat_pair(const int16_t* p) { int32_t pair; memcpy(&pair, p, sizeof pair); return (vs)_mm512_set1_epi32(pair); }
 inline vs load_words(const void* p) { return (vs)_mm512_loadu_si512(p); }
 inline vs widen_bytes(const void* p) { return (vs)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
-inline vf load_wide_halves(const void* p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline vf fused(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline vi add_pairs(vi sum, vs a, vs b) {
 #if defined(__AVX512VNNI__)
@@ -56,14 +54,12 @@ typedef int16_t vs __attribute__((vector_size(32)));
 constexpr int WIDTH = 8;
 constexpr int MAX_ROWS = 4;  // likewise, of 16
 
-inline vf splat_wide(float x) { return splat_of<8>(x); }
 inline vs splat_pair(const int16_t* p) {
     int32_t pair;
     memcpy(&pair, p, sizeof pair);
     return (vs)vi{pair, pair, pair, pair, pair, pair, pair, pair};
 }
 inline vs load_words(const void* p) { vs v; memcpy(&v, p, sizeof v); return v; }
-inline vf load_wide_halves(const void* p) { return halves_of<8>(p); }
 #if defined(__AVX2__)
 inline vs widen_bytes(const void* p) { return (vs)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
 template <int K>
@@ -225,7 +221,7 @@ void multiply_panel(const int16_t* x, const float* steps, int64_t blocks, const 
                     int columns, float* out, int64_t out_stride) {
     for (int half = 0; half < PANEL / WIDTH; half++) {
         vf sum[R];
-        for (int r = 0; r < R; r++) sum[r] = splat_wide(0);
+        for (int r = 0; r < R; r++) sum[r] = splat_of<WIDTH>(0);
         for (int64_t b = 0; b < blocks; b++) {
             const uint8_t* block = panel + b * G::BYTES;
             vi dot[R];
@@ -234,13 +230,13 @@ void multiply_panel(const int16_t* x, const float* steps, int64_t blocks, const 
                 for (int r = 0; r < R; r++)
                     dot[r] = add_pairs(dot[r], weights, splat_pair(x + (r * blocks + b) * BLOCK + 2 * pair));
             });
-            const vf step = load_wide_halves(block + half * 2 * WIDTH);
+            const vf step = halves_of<WIDTH>(block + half * 2 * WIDTH);
             vf offset;
-            if constexpr (G::HAS_OFFSET) offset = load_wide_halves(block + 2 * PANEL + half * 2 * WIDTH);
+            if constexpr (G::HAS_OFFSET) offset = halves_of<WIDTH>(block + 2 * PANEL + half * 2 * WIDTH);
             for (int r = 0; r < R; r++) {
                 const float* of = steps + (r * blocks + b) * 2;
-                sum[r] = fused(__builtin_convertvector(dot[r], vf), step * splat_wide(of[0]), sum[r]);
-                if constexpr (G::HAS_OFFSET) sum[r] = fused(offset, splat_wide(of[1]), sum[r]);
+                sum[r] = fused(__builtin_convertvector(dot[r], vf), step * splat_of<WIDTH>(of[0]), sum[r]);
+                if constexpr (G::HAS_OFFSET) sum[r] = fused(offset, splat_of<WIDTH>(of[1]), sum[r]);
             }
         }
         const int from = half * WIDTH, width = columns - from < WIDTH ? columns - from : WIDTH;
@@ -347,7 +343,8 @@ int64_t anaphora_packed_bytes(int64_t outputs, int64_t inputs, int32_t bits) {
     return (outputs + PANEL - 1) / PANEL * ((inputs + BLOCK - 1) / BLOCK) * (bits == 4 ? Four::BYTES : Eight::BYTES);
 }
 
-// weight [outputs, inputs] fp32 -> packed. rounds: to the nearest grid (8 bits only); otherwise 0 if one lies on none.
+// weight [outputs, inputs] fp32 -> packed. rounds: to the nearest grid (8 bits only). 0 if weights lie on
+// none, or can be brought to none.
 int32_t anaphora_pack_linear(const float* weight, uint8_t* packed, int64_t outputs, int64_t inputs, int32_t bits,
                              int32_t rounds) {
     return bits == 4 ? pack<Four>(weight, packed, outputs, inputs, false)
