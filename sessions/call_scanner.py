@@ -2,6 +2,9 @@
 
 {"type": "function", "name": "f", "parameters": {"a": 1}}
 └ a call, or text? ─────────────────────────────┘└ its arguments
+
+JSON has no order of members, and models do write arguments before the name. So an object that begins with those is
+taken whole before it is told; all else that may come before the arguments is short, or no call has it.
 """
 
 from collections.abc import Callable, Collection
@@ -11,6 +14,9 @@ Verdict = Literal["text", "arguments", "whole"]
 
 _ARGUMENTS: Final = ("arguments", "parameters")
 _MEMBERS: Final = ("name", *_ARGUMENTS, "id", "type")
+_TYPES: Final = ("function",)
+_MAX_ID: Final = 64
+"""Characters of an id, its quotes included."""
 _SPACE: Final = " \t\r\n"
 
 
@@ -18,7 +24,7 @@ class CallScanner:
     """One per object.
 
     names: that it may call. is_bare: nothing but the object says that it is a call, so its members must all be a
-    call's until its arguments begin. name: once it is known.
+    call's until its arguments begin, each of them once: `type` a function's, `id` short. name: once it is known.
     """
 
     def __init__(self, names: Collection[str], *, is_bare: bool) -> None:
@@ -27,6 +33,8 @@ class CallScanner:
         self._state: Callable[[str], Verdict | None] = self._before_object
         self._string = ""
         self._key = ""
+        self._keys: set[str] = set()
+        self._id_length = 0
         self._depth = 0
         self._is_in_string = False
         self._is_escaped = False
@@ -57,26 +65,32 @@ class CallScanner:
     def _in_key(self, character: str) -> Verdict | None:
         if character == '"':
             self._key, self._state = self._string, self._after_key
-            return None if self._key in _MEMBERS or not self._is_bare else "text"
+            is_new = self._key not in self._keys
+            self._keys.add(self._key)
+            return None if (self._key in _MEMBERS and is_new) or not self._is_bare else "text"
         self._string += character
         return "text" if self._is_bare and not _begins_one(self._string, _MEMBERS) else None
 
     def _after_key(self, character: str) -> Verdict | None:
         if character == ":":
-            self._state = self._name if self._key == "name" else self._value
+            is_known = self._key == "name" or (self._key == "type" and self._is_bare)
+            self._state = self._known_word if is_known else self._value
         return None if character == ":" or character in _SPACE else "text"
 
-    def _name(self, character: str) -> Verdict | None:
+    def _known_word(self, character: str) -> Verdict | None:
         if character == '"':
-            self._string, self._state = "", self._in_name
+            self._string, self._state = "", self._in_known_word
         return None if character == '"' or character in _SPACE else "text"
 
-    def _in_name(self, character: str) -> Verdict | None:
+    def _in_known_word(self, character: str) -> Verdict | None:
+        """A name, or a type."""
+        words = self._names if self._key == "name" else _TYPES
         if character == '"':
-            self.name, self._state = self._string, self._after_value
-            return None if self.name in self._names else "text"
+            self.name = self._string if self._key == "name" else self.name
+            self._state = self._after_value
+            return None if self._string in words else "text"
         self._string += character
-        return None if _begins_one(self._string, self._names) else "text"
+        return None if _begins_one(self._string, words) else "text"
 
     def _value(self, character: str) -> Verdict | None:
         is_arguments = self._key in _ARGUMENTS
@@ -91,6 +105,10 @@ class CallScanner:
 
     def _in_value(self, character: str) -> Verdict | None:
         """Any; a number or a word is over at what follows it."""
+        if self._key == "id" and self._is_bare:
+            self._id_length += 1
+            if self._id_length > _MAX_ID or character in "{[":
+                return "text"
         if self._is_escaped:
             self._is_escaped = False
         elif self._is_in_string:

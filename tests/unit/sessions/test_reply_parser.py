@@ -65,6 +65,8 @@ CASES: list[tuple[Dialect, str, Reading]] = [
     ),
     (LLAMA, '{"answer": 1} it is', Reading('{"answer": 1} it is', "", ())),
     (LLAMA, '{"name": "Ann", "parameters": {}}', Reading('{"name": "Ann", "parameters": {}}', "", ())),
+    (LLAMA, '{"id": "a", "type": "person"} it is', Reading('{"id": "a", "type": "person"} it is', "", ())),
+    (LLAMA, '{"id": "call_1", "name": "f", "parameters": {}}', Reading("", "", (("f", "{}"),))),
     (LLAMA, '{"name": "f", "size": 1}', Reading('{"name": "f", "size": 1}', "", ())),
     (LLAMA, '{"name": "f"} then', Reading("then", "", (("f", "{}"),))),
     (LLAMA, ' {"type": "function", "name": "f", "parameters": {"a": 1}}', Reading("", "", (("f", '{"a": 1}'),))),
@@ -143,6 +145,12 @@ def test_arguments_leave_as_they_come_and_a_call_says_once_who_it_is() -> None:
         ("{answer}", "{"),
         ('{"parameters": [1]}', '{"parameters": '),
         ('{"id": 3, "x": 1}', '{"id": 3, "'),
+        ('{"id": "x y z, ' + 99 * "." + '"}', '{"id": "x y z, ' + 56 * "."),
+        ('{"id": ["a"]}', '{"id": '),
+        ('{"id": 3, "id": 4}', '{"id": 3, "id'),
+        ('{"id": 3, "type": "fun", "size": 7}', '{"id": 3, "type": "fun'),
+        ('{"type": ["function"]}', '{"type": '),
+        ('{"type": "function", "name": "h"}', '{"type": "function", "name": "'),
     ],
 )
 def test_an_object_is_held_back_no_longer_than_it_may_be_a_call(text: str, held: str) -> None:
