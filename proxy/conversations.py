@@ -12,8 +12,8 @@ from litestar.params import JSONBody, PathParameter
 from proxy.body import BodyRequest, check_count, decode_body
 from proxy.documented import answers
 from proxy.response_context import Context, ContextLoader
-from proxy.response_item_schemas import ITEM_DECODER, Item, ItemList
-from proxy.response_items import ItemIds, read_input
+from proxy.response_item_schemas import ITEM_DECODER, FunctionCallItem, Item, ItemList
+from proxy.response_items import ItemIds, check_call_ids, read_input
 from proxy.response_pages import After, Limit, Order, page_of
 from proxy.response_requests import (
     CONVERSATION_DECODER,
@@ -78,6 +78,7 @@ class ConversationController(Controller):
     ) -> Conversation:
         tenant = request_scope(request.scope).caller
         items = await _read(service.responses, tenant, data.items or [])
+        check_call_ids((), items, "items")
         conversation = StoredConversation(
             new_id("conv_"),
             int(datetime.now(UTC).timestamp()),
@@ -140,9 +141,13 @@ class ConversationController(Controller):
         tenant = request_scope(request.scope).caller
         items = await _read(service.responses, tenant, data.items)
         encoded = list(map(ENCODER.encode, items))
-        await service.responses.change_conversation(
-            tenant, conversation_id, lambda conversation: appended(conversation, encoded)
-        )
+
+        def extended(conversation: StoredConversation) -> StoredConversation:
+            before = map(ITEM_DECODER.decode, conversation.items)
+            check_call_ids([item for item in before if isinstance(item, FunctionCallItem)], items, "items")
+            return appended(conversation, encoded)
+
+        await service.responses.change_conversation(tenant, conversation_id, extended)
         return page_of(items, after=None, limit=len(items), order="asc")
 
     @get("/{conversation_id:str}/items", opt=answers(400, 404), summary="The items of a conversation, a page at a time")

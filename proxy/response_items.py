@@ -240,11 +240,15 @@ def _breakpoint(part: InputText | OutputText | OutputRefusal) -> Breakpoint | No
     return Breakpoint(TTL_S[point.ttl]) if isinstance(point, PromptCacheBreakpoint) else None
 
 
-def check_call_ids(items: Sequence[Item], param: str) -> None:
-    """Raises InvalidRequest for an output of a call that nobody made, as OpenAI does."""
+def check_call_ids(before: Sequence[Item], given: Sequence[Item], param: str) -> None:
+    """Raises InvalidRequest for an output of a call that nobody made, as OpenAI does.
+
+    before: what is stored; there a call may have been deleted since its output came. param: where `given` stands.
+    """
     made: set[str] = set()
-    for item in items:
+    for index, item in enumerate([*before, *given], -len(before)):
         if isinstance(item, FunctionCallItem):
             made.add(item.call_id)
         elif isinstance(item, FunctionCallOutputItem) and item.call_id not in made:
-            raise invalid(param, f"no function call has the call_id '{item.call_id[:64]}' of its output")
+            where = f"{param}[{index}].call_id" if index >= 0 else "conversation"
+            raise invalid(where, f"no tool call found for function call output with call_id '{item.call_id[:64]}'")

@@ -135,9 +135,8 @@ class Planner:
         written = read_input(wire.input, ids, "input")
         context = await self._loader.context(wire)
         inputs = await self._loader.resolved(written, context)
-        items = [*context.items, *inputs]
-        check_call_ids(items, "input")
-        messages: Sequence[Message] = with_instructions(wire.instructions, messages_of(items))
+        check_call_ids(context.items, inputs, "input")
+        messages: Sequence[Message] = with_instructions(wire.instructions, messages_of([*context.items, *inputs]))
         if not messages:
             raise invalid("input", "there is nothing to answer")
         most, num_dropped = self._settings.max_messages, 0

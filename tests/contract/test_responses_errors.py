@@ -74,7 +74,7 @@ def test_what_is_not_built_is_refused_by_name(client: OpenAI, parameters: dict[s
         ({"given": [{"role": "user"}]}, "input[0].content"),
         ({"given": [USER, {"role": "user", "content": [{"type": "input_text"}]}]}, "input[1].content[0].text"),
         ({"given": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
-        ({"given": [{"type": "function_call_output", "call_id": "c", "output": "4"}]}, "input"),
+        ({"given": [{"type": "function_call_output", "call_id": "c", "output": "4"}]}, "input[0].call_id"),
         ({"given": [{"type": "item_reference"}]}, "input[0].id"),
         ({"given": [USER] * 2049}, "input"),
         ({"tools": [TOOL, TOOL]}, "tools[1].name"),

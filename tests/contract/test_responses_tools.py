@@ -123,6 +123,44 @@ def test_ten_turns_with_tools_of_a_conversation_recompute_one_token_each_at_most
     assert kinds == ["message", "function_call", *["function_call_output", "function_call"] * 10]
 
 
+ORPHAN: dict[str, Any] = {"type": "function_call_output", "call_id": "call_x", "output": "4"}
+CALL_X: dict[str, Any] = {"type": "function_call", "call_id": "call_x", "name": "f", "arguments": "{}"}
+
+
+def test_an_output_without_its_call_is_refused_where_it_comes_in(client: OpenAI) -> None:
+    """Stored, it would spoil every later turn."""
+    user: Any = {"role": "user", "content": "One?"}
+    conversation = client.conversations.create(items=[user])
+    first = ask(client, "One?")
+    attempts: dict[str, Any] = {
+        "input[1].call_id": lambda: ask(client, [user, ORPHAN], conversation=conversation.id),
+        "input[0].call_id": lambda: ask(client, [ORPHAN, CALL_X], previous_response_id=first.id),
+        "items[0].call_id": lambda: client.conversations.items.create(conversation.id, items=[ORPHAN]),  # type: ignore[list-item]
+        "items[2].call_id": lambda: client.conversations.create(items=[user, user, ORPHAN]),  # type: ignore[list-item]
+    }
+    for param, attempt in attempts.items():
+        with pytest.raises(openai.BadRequestError, match="function call output with call_id 'call_x'") as refused:
+            attempt()
+        assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
+    assert len(client.conversations.items.list(conversation.id).data) == 1
+    assert ask(client, "Two?", conversation=conversation.id).output_text
+
+
+def test_an_output_whose_call_was_forgotten_is_the_conversations(client: OpenAI) -> None:
+    """Until it is forgotten too; what is added meanwhile is not to blame."""
+    conversation = client.conversations.create(items=[{"role": "user", "content": "One?"}, CALL_X])  # type: ignore[list-item]
+    added: Any = client.conversations.items.create(conversation.id, items=[ORPHAN]).data[0]  # type: ignore[list-item]
+    call_item = client.conversations.items.list(conversation.id, order="asc").data[1]
+    assert call_item.id
+    client.conversations.items.delete(call_item.id, conversation_id=conversation.id)
+    client.conversations.items.create(conversation.id, items=[{"role": "user", "content": "Two?"}])
+    with pytest.raises(openai.BadRequestError, match="call_x") as refused:
+        ask(client, "Three?", conversation=conversation.id)
+    assert refused.value.param == "conversation"
+    client.conversations.items.delete(added.id, conversation_id=conversation.id)
+    assert ask(client, "Three?", conversation=conversation.id).output_text
+
+
 def test_a_history_sent_back_is_the_stored_one(client: OpenAI) -> None:
     first = call(client, "Weather?")
     history: list[Any] = [{"role": "user", "content": "Weather?"}, *(item.to_dict() for item in first.output)]
