@@ -70,6 +70,7 @@ class TokenizerController(Controller):
         settings: NamedDependency[Settings],
     ) -> Tokenized:
         _check_model(data.model, service)
+        _check_asked(data)
         if data.messages is None:
             ids: list[int] = await _text_ids(data, service, request_scope(request.scope).caller)
         else:
@@ -127,12 +128,27 @@ def _check_model(model: str | None, service: ChatService) -> None:
         raise ModelNotFound(model)
 
 
-async def _text_ids(data: TokenizeBody, service: ChatService, tenant: Tenant) -> list[int]:
-    param, text = ("prompt", data.prompt) if data.content is None else ("content", data.content)
-    if text is None:
+def _check_asked(data: TokenizeBody) -> None:
+    """All of several servers' words are taken, but no two that say different things."""
+    given = [name for name in ("content", "prompt", "messages") if getattr(data, name) is not None]
+    if not given:
         raise invalid("prompt", "one of 'content', 'prompt' and 'messages' is needed")
+    if len(given) > 1:
+        raise invalid(given[1], f"'{given[0]}' is there too, and one of them is tokenized")
     if data.parse_special:
         raise unsupported("parse_special", "special-token text stays text")
+    if data.messages is None and data.tools:
+        raise invalid("tools", "they belong to 'messages'")
+    asked = {name: getattr(data, name) for name in ("add_special", "add_special_tokens")}
+    if set(asked.values()) == {True, False}:
+        raise invalid("add_special_tokens", "'add_special' says otherwise")
+    if data.messages is not None and True in asked.values():
+        wanted = next(name for name, is_asked in asked.items() if is_asked)
+        raise unsupported(wanted, "what a conversation begins with, its template says")
+
+
+async def _text_ids(data: TokenizeBody, service: ChatService, tenant: Tenant) -> list[int]:
+    param, text = ("prompt", data.prompt or "") if data.content is None else ("content", data.content)
     asked = data.add_special if data.add_special_tokens is None else data.add_special_tokens
     with_prefix = data.content is None if asked is None else asked
     return list(await service.texts.encode(text, tenant, with_prefix=with_prefix, param=param))

@@ -72,6 +72,28 @@ def test_detokenize_what_is_none(http: httpx.Client, tokens: Any) -> None:
     assert refused(http, "/detokenize", tokens=tokens) in ("tokens", "tokens[0]")
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"content": "x", "prompt": "x"}, "prompt"),
+        ({"content": "", "messages": []}, "messages"),
+        ({"prompt": "x", "messages": [USER]}, "messages"),
+        ({"prompt": "x", "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"prompt": "x", "add_special": True, "add_special_tokens": False}, "add_special_tokens"),
+        ({"messages": [USER], "add_special_tokens": True}, "add_special_tokens"),
+        ({"messages": [USER], "add_special": True}, "add_special"),
+        ({"messages": [USER], "parse_special": True}, "parse_special"),
+    ],
+)
+def test_what_says_two_things_is_refused_by_name(http: httpx.Client, body: dict[str, Any], param: str) -> None:
+    assert refused(http, "/tokenize", **body) == param
+
+
+def test_what_says_one_thing_twice_is_taken(http: httpx.Client) -> None:
+    for body in ({"prompt": "x"}, {"messages": [USER]}):
+        assert asked(http, "/tokenize", **body, add_special=False, add_special_tokens=False)["count"]
+
+
 def test_nothing_to_tokenize(http: httpx.Client) -> None:
     assert refused(http, "/tokenize") == "prompt"
     assert http.post("/tokenize", json={"content": "x", "model": "other"}).status_code == 404
