@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sessions.dialect import THINK_CLOSE, THINK_OPEN, TOOL_CALL_END, Dialect
-from sessions.grammars import embedded_json
+from sessions.grammar_compiler import embedded_json
 from sessions.types import ChatRequest, Grammar, Tool
 
 _ANY: Final = r"(.|\n)*"

@@ -1,7 +1,7 @@
 """`response_format` through the official client: parsed, streamed, with all that goes beside it; refusals by name."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -11,7 +11,8 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-from tests.contract.conftest import RunningServer, running
+from sessions.grammars import Grammars
+from tests.contract.conftest import RunningServer, running, shared_tokenizer
 from tests.schemas import NAMED, closed
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
@@ -145,6 +146,31 @@ def test_what_is_refused(client: OpenAI, response_format: Any, param: str, strea
 def test_the_refusal_of_a_schema_names_the_keyword(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="uniqueItems"):
         text_of(client, json_schema({"type": "array", "uniqueItems": True}))
+
+
+@pytest.fixture
+def impatient(server: RunningServer) -> Iterator[None]:
+    """A schema has a tenth of a second of processor time."""
+    grammars, hasty = server.service.grammars, Grammars(shared_tokenizer(), patience_s=(0.05, 0.1))
+    server.on_loop(lambda: setattr(server.service, "grammars", hasty))
+    yield
+    server.on_loop(lambda: setattr(server.service, "grammars", grammars))
+    hasty.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_schema_that_takes_too_long_is_refused_and_others_are_served(client: OpenAI) -> None:
+    slow = closed(**{f"field_{number}": {"type": "string"} for number in range(5000)})
+    text: Any = {"format": {"type": "json_schema", "name": "answer", "schema": slow}}
+    attempts: dict[str, Callable[[], Any]] = {
+        "response_format.json_schema.schema": lambda: text_of(client, json_schema(slow), stream=True),
+        "text.format.schema": lambda: client.responses.create(model="fake", input="hello", text=text),
+    }
+    for param, attempt in attempts.items():
+        with pytest.raises(openai.BadRequestError, match=r"more than 0\.1 s") as refused:
+            attempt()
+        assert (refused.value.param, refused.value.code) == (param, "invalid_value")
+        assert text_of(client, json_schema({"const": param})) == f'"{param}"'
 
 
 def test_responses_obey_text_format(client: OpenAI) -> None:

@@ -20,7 +20,8 @@ from sessions.engine.request import Request
 from sessions.engine.sampler import sample
 from sessions.engine.schedule import Draw
 from sessions.errors import InvalidRequest
-from sessions.grammars import MAX_PROTOTYPES, MAX_SOURCE_CHARACTERS, GrammarConstraint, Grammars, embedded_json
+from sessions.grammar_compiler import embedded_json
+from sessions.grammars import MAX_PROTOTYPES, MAX_SOURCE_CHARACTERS, GrammarConstraint, Grammars
 from sessions.hashing import HashChain
 from sessions.tokenizer import Tokenizer
 from sessions.types import BlockHash, Grammar, RequestId, SamplingParams

@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -39,9 +39,20 @@ CHOICES = {
 }
 
 
-@cache
+MADE: dict[Tokenizer, Grammars] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_grammars() -> Iterator[None]:
+    yield
+    for made in MADE.values():
+        made.close()
+
+
 def grammars(tokenizer: Tokenizer) -> Grammars:
-    return Grammars(tokenizer)
+    if tokenizer not in MADE:
+        MADE[tokenizer] = Grammars(tokenizer)
+    return MADE[tokenizer]
 
 
 def calls(form: CallFormat, *made: tuple[str, str]) -> str:

@@ -1,0 +1,158 @@
+"""Trials: what takes too long to compile is killed and refused by name, and others go on being served."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from queue import Queue
+from typing import Any
+
+import pytest
+
+from sessions import grammar_trial
+from sessions.errors import InvalidRequest, Overloaded
+from sessions.grammars import Grammars
+from sessions.types import Grammar
+from tests.fakes import byte_tokenizer
+from tests.schemas import closed
+
+TOKENIZER = byte_tokenizer()
+SLOW = Grammar("json_schema", json.dumps(closed(**{f"field_{n}": {"type": "string"} for n in range(5000)})), "here")
+"""Half a second of processor time."""
+QUICK = Grammar("json_schema", json.dumps({"const": 1}))
+OTHER = Grammar("json_schema", json.dumps({"const": 2}))
+
+Make = Callable[..., Grammars]
+Children = Queue[subprocess.Popen[bytes]]
+PATIENT_S = 31.0
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    made: list[Grammars] = []
+
+    def make(*patience_s: float) -> Grammars:
+        made.append(Grammars(TOKENIZER, patience_s=patience_s))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> Children:
+    """The processes in which the patient lane tries grammars, as it begins to."""
+    children: Children = Queue()
+    ask = grammar_trial._asked
+
+    def asked(child: subprocess.Popen[bytes], question: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
+        if timeout_s == PATIENT_S * grammar_trial.MAX_STARVED and "source" in question:
+            children.put(child)
+        return ask(child, question, timeout_s)
+
+    monkeypatch.setattr(grammar_trial, "_asked", asked)
+    return children
+
+
+async def one_of(children: Children) -> subprocess.Popen[bytes]:
+    return await asyncio.to_thread(children.get, timeout=20)
+
+
+async def test_what_takes_too_long_is_refused_by_name_and_others_are_not(make: Make) -> None:
+    grammars = make(0.05, 0.1)
+    with pytest.raises(InvalidRequest, match=r"more than 0\.1 s") as refused:
+        await grammars.compile(SLOW)
+    assert (refused.value.param, refused.value.code) == ("here", "invalid_value")
+    assert (await grammars.compile(QUICK)).constraint().error is None
+
+
+async def test_what_is_slow_has_its_time_elsewhere(make: Make) -> None:
+    """And the process that it had is gone; the other stays."""
+    grammars = make(0.05, PATIENT_S)
+    assert (await grammars.compile(SLOW)).constraint().error is None
+    assert grammars._patient.trial._child is None
+    await grammars.compile(QUICK)
+    child = grammars._quick.trial._child
+    await grammars.compile(OTHER)
+    assert grammars._quick.trial._child is child is not None
+
+
+async def test_others_do_not_wait_for_what_is_slow(make: Make, patient: Children) -> None:
+    grammars = make(0.05, PATIENT_S)
+    slow = asyncio.ensure_future(grammars.compile(SLOW))
+    child = await one_of(patient)
+    child.send_signal(signal.SIGSTOP)
+    assert (await grammars.compile(QUICK)).constraint().error is None
+    assert not slow.done()
+    child.kill()
+    with pytest.raises(InvalidRequest):
+        await slow
+
+
+async def test_only_so_many_slow_ones_wait(make: Make, patient: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sessions.grammars.MAX_PATIENT", 1)
+    grammars = make(0.05, PATIENT_S)
+    slow = asyncio.ensure_future(grammars.compile(SLOW))
+    child = await one_of(patient)
+    child.send_signal(signal.SIGSTOP)
+    with pytest.raises(Overloaded):
+        await grammars.compile(Grammar("json_schema", SLOW.source + " "))
+    child.send_signal(signal.SIGCONT)
+    assert (await slow).constraint().error is None
+    assert (await grammars.compile(Grammar("json_schema", SLOW.source + "  "))).constraint().error is None
+
+
+async def test_a_process_that_hangs_is_ended(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = make(30, 30)
+    await grammars.compile(QUICK)
+    child = grammars._quick.trial._child
+    assert child is not None
+    child.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr("sessions.grammar_trial.MAX_STARVED", 0.03)
+    assert (await grammars.compile(OTHER)).constraint().error is None
+    assert child.poll() == -signal.SIGKILL
+
+
+async def test_a_process_that_died_is_replaced(make: Make) -> None:
+    grammars = make(30, 30)
+    await grammars.compile(QUICK)
+    child = grammars._quick.trial._child
+    assert child is not None
+    os.kill(child.pid, signal.SIGKILL)
+    assert (await grammars.compile(OTHER)).constraint().error is None
+    assert (await grammars.compile(Grammar("json_schema", '{"const": 3}'))).constraint().error is None
+    assert grammars._quick.trial._child not in (None, child)
+
+
+async def test_a_refusal_comes_over_as_it_is(make: Make) -> None:
+    part = Grammar("json_schema", json.dumps({"not": {}}), "tools[1].function.parameters")
+    whole = Grammar("lark", f"start: %json {part.source}", "tools", parts=(part,))
+    with pytest.raises(InvalidRequest, match='"not"') as refused:
+        await make(30, 30).compile(whole)
+    assert (refused.value.param, refused.value.code) == (part.param, "invalid_value")
+
+
+@pytest.mark.parametrize("executable", ["/nowhere", "/bin/false"])
+async def test_where_no_process_can_be_had_grammars_are_served(
+    make: Make, monkeypatch: pytest.MonkeyPatch, executable: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    grammars = make(30, 30)
+    assert (await grammars.compile(QUICK)).constraint().error is None
+    with pytest.raises(InvalidRequest, match='"not"'):
+        await grammars.compile(Grammar("json_schema", json.dumps({"not": {}})))
+
+
+async def test_closing_waits_for_no_trial(make: Make, patient: Children) -> None:
+    grammars = make(0.05, PATIENT_S)
+    slow = asyncio.ensure_future(grammars.compile(SLOW))
+    child = await one_of(patient)
+    child.send_signal(signal.SIGSTOP)
+    grammars.close()
+    with pytest.raises(InvalidRequest):
+        await slow
+    assert child.poll() is not None
