@@ -122,9 +122,9 @@ class _Apart:
         return False
 
     def _target(self, reference: str) -> Any:
-        """What a reference inside the schema leads to; True where it leads elsewhere."""
+        """What a pointer into the schema leads to; True where it leads elsewhere."""
         at: Any = self._root
-        if not reference.startswith("#"):
+        if reference != "#" and not reference.startswith("#/"):
             return True
         for part in reference[1:].split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")

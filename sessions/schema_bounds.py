@@ -6,20 +6,18 @@ llguidance bounds what a mask costs, and not all that comes before one:
     patterns that meet   one value's are intersected: each more costs four times as much
     multipleOf           one state for each remainder; divisors that meet multiply
 
-Where allOf, references and siblings bring keywords together, what meets is a bound from above, never from below. A
-reference that is not followed here would escape all of it, so it is refused.
+Where allOf, references and siblings bring keywords together, what meets is a bound from above, never from below.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from functools import cached_property
 from math import exp, inf, isfinite, log
 from typing import Any, Final
-from urllib.parse import unquote
 
-Schema = Mapping[str, Any]
+from sessions.schema_references import References, Schema, SchemaRefused
 
 MAX_SHORTEST: Final = 131_072
 """Characters that every value of a schema, or of a part of it, has at least."""
@@ -29,15 +27,12 @@ MAX_DIVISOR: Final = 10_000
 """What is left of the divisors of one value without their factors 2 and 5; the squares of all stay below its square."""
 MAX_PATTERN: Final = 8192
 """Characters of a pattern, or of a name in patternProperties."""
-_MAX_PASSES: Final = 50
+_MAX_LOOKS: Final = 20
+"""At each part of a schema, on average: lengths that lead round in circles become less in many ways."""
 _ENOUGH: Final = MAX_SHORTEST + 1
 """Larger lengths and counts are as good as this one, and would overflow where they multiply."""
 _PATTERNS: Final = ("pattern", "format")
 _BLAMED: Final = ("const", "enum", "pattern", "minLength", "minItems", "required", "$ref", "allOf", "anyOf", "oneOf")
-
-
-class _Refused(Exception):
-    """The keyword and what is too much about it."""
 
 
 def excess(root: Any) -> str | None:
@@ -46,7 +41,7 @@ def excess(root: Any) -> str | None:
         nodes = _Nodes(root)
         _check_patterns(nodes.inner_first)
         _check_shortest(nodes)
-    except _Refused as refused:
+    except SchemaRefused as refused:
         return str(refused)
     if max(nodes.met(_num_patterns), default=0) > MAX_PATTERNS:
         return f"pattern: more than {MAX_PATTERNS} patterns and formats of one value"
@@ -64,7 +59,7 @@ def _check_patterns(nodes: Iterable[Schema]) -> None:
             ("patternProperties", names if isinstance(names, dict) else ()),
         ):
             if any(isinstance(pattern, str) and len(pattern) > MAX_PATTERN for pattern in patterns):
-                raise _Refused(f"{keyword}: a pattern is longer than {MAX_PATTERN} characters")
+                raise SchemaRefused(f"{keyword}: a pattern is longer than {MAX_PATTERN} characters")
 
 
 def _check_shortest(nodes: "_Nodes") -> None:
@@ -72,20 +67,20 @@ def _check_shortest(nodes: "_Nodes") -> None:
     for node in nodes.inner_first:
         length = shortest[id(node)]
         if length == inf and is_settled:
-            raise _Refused("$ref: it leads round in a circle, so that no value of it ever ends")
+            raise SchemaRefused("$ref: it leads round in a circle, so that no value of it ever ends")
         if length == inf:
-            raise _Refused("$ref: references into what is around them nest too deep")
+            raise SchemaRefused("$ref: references into what is around them nest too deep")
         if length > MAX_SHORTEST:
             keyword = next((keyword for keyword in _BLAMED if keyword in node), "type")
-            raise _Refused(f"{keyword}: no value is shorter than {MAX_SHORTEST} characters")
+            raise SchemaRefused(f"{keyword}: no value is shorter than {MAX_SHORTEST} characters")
 
 
 class _Nodes:
     """The schemas that a value can meet. inner_first: what one consists of comes before it, but for circles."""
 
     def __init__(self, root: Any) -> None:
-        self._root = root
-        self._targets: dict[int, tuple[Any, ...]] = {}
+        references = References(root)
+        self._targets: dict[int, tuple[Schema, ...]] = {}
         self.inner_first: list[Schema] = []
         seen: set[int] = set()
         stack: list[tuple[Any, bool]] = [(root, False)]
@@ -95,23 +90,37 @@ class _Nodes:
                 self.inner_first.append(node)
             elif isinstance(node, dict) and id(node) not in seen:
                 seen.add(id(node))
-                self._targets[id(node)] = self._resolved(node)
+                self._targets[id(node)] = references.target(node)
                 stack.append((node, True))
                 stack += ((part, False) for part in (*self._same_value(node), *_parts(node)))
 
     def shortest(self) -> tuple[dict[int, float], bool]:
-        """Characters of each one's shortest value, inf where none ends; False if some might become less yet."""
+        """Characters of each one's shortest value, inf where none ends; False if some might become less yet.
+
+        One is looked at again only where what it consists of became less, so that without circles each is once.
+        """
         told = {id(node): _told_length(node) for node in self.inner_first}  # once: texts are long, passes many
         known = {id(node): inf for node in self.inner_first}
-        for _ in range(_MAX_PASSES):
-            changed = False
-            for node in self.inner_first:
-                length = self._shortest(node, told[id(node)], known)
-                changed |= length != known[id(node)]
+        num_parts: dict[int, int] = {}
+        users: defaultdict[int, list[Schema]] = defaultdict(list)
+        for node in self.inner_first:
+            parts = {id(part) for part in (*self._same_value(node), *_parts(node)) if isinstance(part, dict)}
+            num_parts[id(node)] = len(parts)
+            for part in parts:
+                users[part].append(node)
+        num_looks = _MAX_LOOKS * (len(num_parts) + sum(num_parts.values()))
+        waiting, is_waiting = deque(self.inner_first), set(known)
+        while waiting and num_looks > 0:
+            node = waiting.popleft()
+            is_waiting.discard(id(node))
+            num_looks -= 1 + num_parts[id(node)]
+            length = self._shortest(node, told[id(node)], known)
+            if length != known[id(node)]:
                 known[id(node)] = length
-            if not changed:
-                return known, True
-        return known, False
+                again = [user for user in users[id(node)] if id(user) not in is_waiting]
+                waiting += again
+                is_waiting.update(map(id, again))
+        return known, not waiting
 
     def _shortest(self, node: Schema, told: int, known: dict[int, float]) -> float:
         """Characters of its shortest value, so far as they are known."""
@@ -145,51 +154,9 @@ class _Nodes:
         for key in ("allOf", "anyOf", "oneOf"):
             yield from _list(node, key)
 
-    def _target(self, node: Schema) -> tuple[Any, ...]:
+    def _target(self, node: Schema) -> tuple[Schema, ...]:
         """What a reference leads to."""
         return self._targets[id(node)]
-
-    def _resolved(self, node: Schema) -> tuple[Any, ...]:
-        """The same, looked up. _Refused if it cannot be: llguidance might find what is not found here."""
-        reference = node.get("$ref")
-        if not isinstance(reference, str):
-            return ()
-        base, _, pointer = reference.partition("#")
-        whole = self._root.get("$id")
-        if (base and base != whole) or (pointer and not pointer.startswith("/")):
-            raise _Refused("$ref: it is no pointer into this schema, like #/$defs/name")
-        if self._has_inner_id:
-            raise _Refused("$ref: where a part of the schema has its own $id, references are not followed")
-        try:
-            at = self._root
-            for step in unquote(pointer, errors="strict").split("/")[1:]:
-                at = _step(at, step.replace("~1", "/").replace("~0", "~"))
-        except (LookupError, ValueError):
-            raise _Refused("$ref: it leads to nothing in this schema") from None
-        return (at,) if isinstance(at, dict) else ()
-
-    @cached_property
-    def _has_inner_id(self) -> bool:
-        """Whether some part's references start from itself."""
-        stack: list[Any] = list(self._root.values())
-        seen: set[int] = set()
-        while stack:
-            at = stack.pop()
-            if isinstance(at, dict) and isinstance(at.get("$id"), str):
-                return True
-            if isinstance(at, (dict, list)) and id(at) not in seen:
-                seen.add(id(at))
-                stack += at.values() if isinstance(at, dict) else at
-        return False
-
-
-def _step(at: Any, name: str) -> Any:
-    """A member or an item. LookupError or ValueError if there is none."""
-    if isinstance(at, dict):
-        return at[name]
-    if isinstance(at, list) and name.isdecimal():
-        return at[int(name)]
-    raise LookupError(name)
 
 
 def _parts(node: Schema) -> Iterator[Any]:
@@ -217,7 +184,7 @@ def _text_length(keyword: str, value: Any) -> int:
     try:
         return min(len(json.dumps(value, ensure_ascii=False)), _ENOUGH)
     except (RecursionError, ValueError):  # json reads a little more than it writes: depth, digits
-        raise _Refused(f"{keyword}: it nests too deep, or a number of it is too long") from None
+        raise SchemaRefused(f"{keyword}: it nests too deep, or a number of it is too long") from None
 
 
 def _own_shortest(node: Schema, told: int, known: dict[int, float]) -> float:

@@ -248,6 +248,20 @@ async def test_a_schema_that_cannot_be_compiled_is_refused_by_its_keyword(
     assert len(refused.value.message) < 500 and "\n" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#n", "$defs": {"a": {"$anchor": "n", "type": "integer"}}},
+        {"$id": "u:v", "$ref": "u:v#n", "$defs": {"a": {"$anchor": "n", "type": "integer"}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}, "b": {"const": {"$id": "u:v"}}}},
+        {"$id": "u:v", "$ref": "#/$defs/a", "default": {"$id": "u:v"}, "$defs": {"a": {"type": "integer"}}},
+    ],
+)
+async def test_a_reference_leads_where_its_bounds_were_told(grammars: Grammars, schema: dict[str, Any]) -> None:
+    drawn = generate((await grammars.compile(of_schema(schema))).constraint(), SamplingParams(), 1)
+    assert isinstance(json.loads(TOKENIZER.decode(drawn.token_ids[1:])), int)
+
+
 async def test_a_schema_cannot_switch_what_is_the_servers(grammars: Grammars) -> None:
     schema = {**closed(a={"const": 1}), "x-guidance": {"whitespace_pattern": "\\n{5}", "item_separator": ";"}}
     compiled = await grammars.compile(of_schema(schema))

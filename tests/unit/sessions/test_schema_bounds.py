@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessions.schema_bounds import MAX_PATTERN, MAX_PATTERNS, MAX_SHORTEST, excess, shortest_match
+from sessions.schema_bounds import MAX_PATTERN, MAX_PATTERNS, MAX_SHORTEST, _Nodes, excess, shortest_match
 from tests.schemas import NAMED, closed
 
 LONG = {"const": "x" * 60_000}
@@ -26,7 +26,20 @@ LOST = [
     {"$ref": "#/nowhere"},
     {"$ref": "#/x/+1", "x": [{}, COSTLY]},
     {"$ref": "#/$defs/%FF", **defs("\ufffd", COSTLY)},
-    {"$ref": "#named", **defs("a", {"$anchor": "named", **COSTLY})},
+    {"$ref": "#named", **defs("a", {"$anchor": "other", **COSTLY})},
+    {"$ref": "#named", "$defs": {"a": {"$anchor": "named"}, "b": {"not": {"$dynamicAnchor": "named", **COSTLY}}}},
+    {
+        "$ref": "#/default",
+        "default": {"$id": "http://a.b/c", "$ref": "#/$defs/b", **defs("b", COSTLY)},
+        **defs("b", {}),
+    },
+    {"$ref": "#/$defs/const", **defs("const", {"$id": "http://a.b/c", **COSTLY})},
+    {"$ref": "#/$defs/a", "$defs": {"a": {}}, "not": {"$id": "http://a.b/c"}},
+    {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"id": "http://a.b/c", "$ref": "#/$defs/b", **defs("b", COSTLY)}, "b": {}},
+    },
     {"$ref": "http://a.b/c", **defs("a", {"$id": "http://a.b/c", **COSTLY})},
     {"$ref": "/#/$defs/a", **defs("a", COSTLY)},
     {"$ref": "#/$defs/a", "$defs": {"a": {"$id": "http://a.b/c", "$ref": "#/$defs/b", **defs("b", COSTLY)}, "b": {}}},
@@ -47,6 +60,11 @@ def chain(num_links: int) -> dict[str, Any]:
         ({"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/anyOf/1"}, "minItems": 1}]}, "$ref"),
         *[({"type": "integer", **schema}, "$ref") for schema in LOST],
         ({"type": "integer", **defs("a b", COSTLY), "$ref": "#/$defs/a%20b"}, "multipleOf"),
+        ({"type": "integer", **defs("a", {"$anchor": "named", **COSTLY}), "$ref": "#named"}, "multipleOf"),
+        (
+            {"type": "integer", **defs("a", {"$anchor": "b", "x": COSTLY}), "$id": "u:v", "$ref": "u:v#b/x"},
+            "multipleOf",
+        ),
         ({"type": "integer", **defs("a/b", COSTLY), "$ref": "#/$defs/a%7E1b"}, "multipleOf"),
         ({"type": "integer", **defs("a~1", COSTLY), "$ref": "#/$defs/a~01"}, "multipleOf"),
         ({"type": "integer", **defs("é", COSTLY), "$ref": "#/%24defs/%C3%A9"}, "multipleOf"),
@@ -99,6 +117,9 @@ def test_what_takes_too_long_is_told_by_its_keyword(schema: dict[str, Any], keyw
             "$defs": {"a": True},
             "anyOf": [{"$ref": "http://a.b/c#/$defs/a"}, {"$ref": "#/$defs/a"}],
         },
+        {"$ref": "#/$defs/a", **defs("a", {"const": {"$id": "x"}, "enum": [[{"$id": "x"}]], "default": {"$id": "x"}})},
+        {"$ref": "#/$defs/a", **defs("a", {"id": "x"}), "$id": "u:v"},
+        {"$ref": "#/$defs/a", **defs("a", True), "examples": [{"$id": "x", "$ref": "nowhere"}]},
         {"type": "object", "properties": {"$id": {"$ref": "#/$defs/$ref"}}, "$defs": {"$ref": {"type": "string"}}},
         {"type": "string", "pattern": "[" * MAX_PATTERN},
         {"multipleOf": float("nan"), "minItems": float("inf")},
@@ -127,12 +148,28 @@ def test_a_chain_of_references_is_as_deep_as_it_likes() -> None:
     assert MAX_PATTERNS == 8, "each one more costs four times as much"
 
 
-def test_what_nests_too_deep_to_be_told_is_not_called_a_circle() -> None:
+def nested(num_levels: int) -> dict[str, Any]:
+    """Each level refers to the one around it."""
     schema: dict[str, Any] = {}
-    for depth in reversed(range(80)):
+    for depth in reversed(range(num_levels)):
         around = "#" + "/properties/n" * depth
         schema = {"type": "array", "minItems": 1, "items": {"$ref": around}, "properties": {"n": schema}}
-    assert "nest too deep" in (excess({"type": "object", "properties": {"n": schema}}) or "")
+    return {"type": "object", "properties": {"n": schema}}
+
+
+def test_references_into_what_is_around_them_are_told_at_any_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    look = _Nodes._shortest
+    monkeypatch.setattr(_Nodes, "_shortest", lambda *asked: looked.append(0) or look(*asked))
+    assert excess(nested(150)) is None
+    num_levels = len(looked)
+    assert excess(nested(300)) is None
+    assert len(looked) - num_levels < 2.5 * num_levels, "each level is looked at a few times, however many there are"
+
+
+def test_what_cannot_be_told_in_time_is_not_called_a_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sessions.schema_bounds._MAX_LOOKS", 1)
+    assert "nest too deep" in (excess(nested(80)) or "")
 
 
 def test_constants_and_patterns_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
