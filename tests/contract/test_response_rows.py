@@ -84,7 +84,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"input": []}, "input"),
         ({"input": 7}, "input"),
         ({"input": [{"role": "king", "content": "x"}]}, "input[0].role"),
-        ({"input": [OUTPUT]}, "input"),
+        ({"input": [OUTPUT]}, "input[0].call_id"),
     ],
     "image inputs": [
         (user({"type": "input_image", "detail": "auto", "image_url": "data:,"}), "input[0].content[0]"),
