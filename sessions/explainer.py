@@ -121,7 +121,7 @@ class Explainer:
     def _look(self, chain: HashChain, token_ids: Sequence[int]) -> _Held:
         """Engine thread."""
         hashes = chain.hashes
-        match = self._pool.match_chain(chain, token_ids[:-1])
+        match = self._pool.match_prompt(chain, token_ids)
         num_blocks = len(match.blocks)
         num_held = num_blocks * self._pool.block_size + match.num_tail_tokens
         tiers = self._by_tier(chain, num_held)

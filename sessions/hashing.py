@@ -133,6 +133,11 @@ def chain_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -
     return hashes
 
 
+def runs_of(token_ids: Sequence[int], block_size: int) -> list[tuple[int, ...]]:
+    """The ids of each whole block; those beyond the last one are left out."""
+    return [tuple(token_ids[end - block_size : end]) for end in range(block_size, len(token_ids) + 1, block_size)]
+
+
 def token_bytes(token_ids: Sequence[int]) -> bytes:
     """Ids as little-endian u32 on every machine. Raises OverflowError for one outside u32."""
     words = array("I", token_ids)
@@ -184,7 +189,7 @@ class HashChain:
     hashes   h0   h1         │    h2   h3
     """
 
-    __slots__ = ("_shared", "_tail", "block_size", "branch", "hashes", "num_shared_blocks", "root")
+    __slots__ = ("_shared", "_tail", "block_size", "branch", "hashes", "num_shared_blocks", "root", "runs")
 
     def __init__(self, root: BlockHash, block_size: int, shared: SharedContent | None = None) -> None:
         self.root = root
@@ -193,6 +198,8 @@ class HashChain:
         self.block_size = block_size
         self.hashes: list[BlockHash] = []
         """One per whole block, in order. Read only for everybody else."""
+        self.runs: list[tuple[int, ...]] = []
+        """The ids of each of these blocks. Forks have the same tuples, so that comparing them compares addresses."""
         self.num_shared_blocks = 0
         self._shared = shared
         self._tail: list[int] = []
@@ -200,7 +207,7 @@ class HashChain:
     def fork(self) -> "HashChain":
         """A chain that goes its own way from here; nothing is hashed again."""
         fork = HashChain(self.root, self.block_size, self._shared)
-        fork.hashes, fork._tail = self.hashes.copy(), self._tail.copy()
+        fork.hashes, fork.runs, fork._tail = self.hashes.copy(), self.runs.copy(), self._tail.copy()
         fork.branch, fork.num_shared_blocks = self.branch, self.num_shared_blocks
         return fork
 
@@ -248,6 +255,7 @@ class HashChain:
         self.num_shared_blocks += len(shared)
         self.hashes += shared
         self.hashes += private
+        self.runs += runs_of(pending, self.block_size)
         self._tail = rest[len(rest) - len(rest) % self.block_size :]
 
     @property

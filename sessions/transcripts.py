@@ -21,8 +21,8 @@ from sessions.types import BlockHash, TokenId
 from sessions.whole_replies import Spliced
 
 _TURN_BYTES: Final = 120
-_ID_BYTES: Final = 8  # a place in a list: ids are interned
-_HASH_BYTES: Final = 57  # a bytes object of 16, and its place in a list
+_ID_BYTES: Final = 16  # a place in the list, one in its block's run: ids are interned
+_BLOCK_BYTES: Final = 57 + 64  # a hash, bytes of 16, and an empty tuple, its run; a place in a list for each
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class Transcript:
             + sys.getsizeof(self.known.text)
             + (0 if self.known.held is None else sys.getsizeof(self.known.held.text))
             + _ID_BYTES * len(self.known.ids)
-            + _HASH_BYTES * len(self.chain.hashes)
+            + _BLOCK_BYTES * len(self.chain.hashes)
         )
 
 

@@ -28,7 +28,7 @@ from sessions.engine.idle_blocks import IdleBlocks
 from sessions.engine.losses import Loss, Losses, LossReason
 from sessions.engine.pins import Pins
 from sessions.engine.retention import CONTINUED, ONE_SHOT, raise_level, raise_reused
-from sessions.hashing import HashChain
+from sessions.hashing import HashChain, runs_of
 from sessions.types import BlockHash, BlockId
 
 
@@ -94,13 +94,19 @@ class BlockPool:
         `hashes` are the chained hashes of `token_ids`' whole blocks (more are ignored). The caller cuts `token_ids`
         short by what it must compute itself (the last token, for its logits).
         """
-        return self._tree.match(root, hashes, token_ids)
+        runs = runs_of(token_ids, self.block_size)
+        return self._tree.match(root, hashes, runs, token_ids[len(runs) * self.block_size :])
 
-    def match_chain(self, chain: HashChain, token_ids: Sequence[int]) -> Match:
-        """`match` for a chain of `token_ids`. A tail that ends inside shared content is its tenant's own."""
-        match = self._tree.match(chain.branch, chain.hashes, token_ids)
+    def match_prompt(self, chain: HashChain, token_ids: Sequence[int]) -> Match:
+        """`match` for all but the last of a chain's `token_ids`; work per block, not per token.
+
+        A tail that ends inside shared content is its tenant's own.
+        """
+        runs = chain.runs[: (len(token_ids) - 1) // self.block_size]
+        tail = token_ids[len(runs) * self.block_size : -1]
+        match = self._tree.match(chain.branch, chain.hashes, runs, tail)
         if match.tail is None and len(match.blocks) < chain.num_shared_blocks:
-            match = self._tree.match(chain.branch_at(len(match.blocks)), chain.hashes, token_ids)
+            match = self._tree.match(chain.branch_at(len(match.blocks)), chain.hashes, runs, tail)
         return match
 
     def continuation(self, root: BlockHash, parent: Block | None, tail: tuple[int, ...], limit: int) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ Knows nothing of who holds a block and of what is given up next: that is `BlockP
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 from sessions.engine.block import Block, Children, common_prefix_length
@@ -49,16 +48,19 @@ class BlockTree:
         """How many leading `hashes` are stored. Galloping is legal because storage is prefix-closed. Any thread."""
         return bisect_left(hashes, True, key=lambda block_hash: block_hash not in self.by_hash)
 
-    def match(self, root: BlockHash, hashes: Sequence[BlockHash], token_ids: Sequence[int]) -> Match:
-        """See `BlockPool.match`."""
-        size = self.block_size
-        num_found = self.num_prefix_blocks(hashes[: len(token_ids) // size])
-        blocks = [self.by_hash[block_hash] for block_hash in hashes[:num_found]]
-        if not self._holds(root, blocks, token_ids):  # hashes collide
-            lengths = range(1, len(blocks) + 1)
-            blocks = blocks[: bisect_left(lengths, True, key=lambda n: not self._holds(root, blocks[:n], token_ids))]
+    def match(
+        self, root: BlockHash, hashes: Sequence[BlockHash], runs: Sequence[tuple[int, ...]], tail: Sequence[int]
+    ) -> Match:
+        """See `BlockPool.match`. runs: the ids of whole blocks, of which `hashes` are. tail: of a part of the next."""
+        num_found = self.num_prefix_blocks(hashes[: len(runs)])
+        blocks = self._path_of(root, hashes[:num_found], runs)
+        if blocks is None:  # hashes collide
+            num_found = bisect_left(
+                range(num_found), True, key=lambda n: not self._path_of(root, hashes[: n + 1], runs)
+            )
+            blocks = self._path_of(root, hashes[:num_found], runs) or []
         parent = blocks[-1] if blocks else None
-        rest = tuple(token_ids[len(blocks) * size : (len(blocks) + 1) * size])
+        rest = runs[len(blocks)] if len(blocks) < len(runs) else tuple(tail)
         if not rest:
             return Match(blocks, None, 0)
         if len(blocks) < len(hashes) and (shared := self._shared_block(hashes[len(blocks)], parent)):
@@ -66,15 +68,20 @@ class BlockTree:
         children = self.children(root, parent)
         return Match(blocks, *children.longest_common_prefix(rest)) if children else Match(blocks, None, 0)
 
-    def _holds(self, root: BlockHash, blocks: Sequence[Block], token_ids: Sequence[int]) -> bool:
-        """Are `blocks` a path that `root` leads to, with the leading `token_ids`? All at once: it may be thousands."""
-        if not blocks:
-            return True
-        if blocks[-1].root not in (root, self._shared_root):  # those before it have the same, or the shared one
-            return False
-        stored = chain.from_iterable([block.token_ids for block in blocks])
-        is_path = [block.parent for block in blocks] == [None, *blocks[:-1]]
-        return is_path and list(stored) == list(token_ids[: len(blocks) * self.block_size])
+    def _path_of(
+        self, root: BlockHash, hashes: Sequence[BlockHash], runs: Sequence[tuple[int, ...]]
+    ) -> list[Block] | None:
+        """The path that `root` leads to the last of `hashes` on, if that has the leading `runs`. Thousands, maybe."""
+        path: list[Block] = []
+        block = self.by_hash[hashes[-1]] if hashes else None
+        if block is not None and block.root not in (root, self._shared_root):  # its parents' too, or shared
+            return None
+        while block is not None:
+            path.append(block)
+            block = block.parent
+        path.reverse()
+        is_same = [block.token_ids for block in path] == runs[: len(hashes)]
+        return path if is_same else None
 
     def _shared_block(self, block_hash: BlockHash, parent: Block | None) -> Block | None:
         block = self.by_hash.get(block_hash)

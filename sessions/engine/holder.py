@@ -30,7 +30,7 @@ class Holder:
         stored       [ full block ][ full block ][ E F G H ]
         read point                       ^                      1 block and 2 tokens of the next
         """
-        match = self._pool.match_chain(request.chain, request.token_ids[:-1])
+        match = self._pool.match_prompt(request.chain, request.token_ids)
         found = len(match.blocks) * self._pool.block_size + match.num_tail_tokens
         readable = request.readable(found)
         if readable == found:
@@ -94,10 +94,9 @@ class Holder:
             if self._is_dropped(request, index, block_hash):
                 return
             parent = request.block_table[index - 1] if index else None
-            tokens = tuple(request.token_ids[index * size : (index + 1) * size])
             held = request.block_table[index]
             root, owner = request.chain.root_of(index), request.owner_of(index)
-            block = self._pool.register_full(held, root, parent, block_hash, tokens, owner)
+            block = self._pool.register_full(held, root, parent, block_hash, request.chain.runs[index], owner)
             if not block.is_full:
                 return
             request.block_table[index] = block

@@ -4,7 +4,7 @@ import pytest
 
 from sessions.engine.block_pool import BlockPool, PoolExhausted
 from sessions.engine.holdings import Holding
-from sessions.hashing import chain_hashes
+from sessions.hashing import HashChain, chain_hashes
 from sessions.types import BlockHash
 from tests.unit.engine.pools import ROOT, hashes_of, matched, serve, store
 
@@ -52,6 +52,10 @@ def test_a_hash_collision_is_a_miss() -> None:
     store(pool, [1, 2, 3, 4])
     stolen = chain_hashes(ROOT, [1, 2, 3, 4], 4)
     assert pool.match(ROOT, stolen, [9, 9, 9, 9]).blocks == []
+    chain = HashChain(ROOT, 4)
+    chain.extend([9, 9, 9, 9, 5])
+    chain.hashes = stolen
+    assert pool.match_prompt(chain, [9, 9, 9, 9, 5]).blocks == []
     (other,) = pool.allocate(1, 0.0)
     assert pool.register_full(other, ROOT, None, stolen[0], (9, 9, 9, 9)) is other
     assert not other.is_registered

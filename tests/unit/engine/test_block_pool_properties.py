@@ -8,6 +8,7 @@ from sessions.engine.block import Block
 from sessions.engine.block_pool import BlockPool
 from sessions.engine.pins import PinLimitExceeded
 from sessions.engine.retention import HASTE, KEPT, TTL_S
+from sessions.hashing import HashChain
 from sessions.types import BlockHash
 from tests.unit.engine.pools import hashes_of, matched, store
 
@@ -134,3 +135,20 @@ def test_blocks_go_in_the_order_of_a_plain_model(data: st.DataObject) -> None:
         assert leaves[taken] == min(leaves.values())
         now += data.draw(st.sampled_from([0.0, 50.0, 700.0]))
         pool.check_integrity()
+
+
+@settings(max_examples=200, deadline=None)
+@given(stored=st.lists(st.tuples(TOKENS, ROOTS), max_size=3), gone=st.integers(0, 6), tokens=TOKENS, root=ROOTS)
+def test_a_prompt_s_chain_finds_what_its_tokens_do(
+    stored: list[tuple[list[int], BlockHash]], gone: int, tokens: list[int], root: BlockHash
+) -> None:
+    """Whatever was stored, by it or by others, and evicted since."""
+    pool = BlockPool(20, 2)
+    for ids, under in stored:
+        pool.free(store(pool, ids, under), 0.0)
+    pool.allocate(min(pool.num_free_blocks, sum(not block.is_registered for block in pool.blocks) + gone), 1.0)
+    chain = HashChain(root, 2)
+    chain.extend(tokens[: len(tokens) // 2])
+    chain = chain.fork()
+    chain.extend(tokens[len(tokens) // 2 :])
+    assert pool.match_prompt(chain, tokens) == pool.match(root, hashes_of(pool, tokens, root), tokens[:-1])

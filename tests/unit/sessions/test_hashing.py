@@ -21,6 +21,7 @@ from sessions.hashing import (
     encode_fields,
     extend_tokens,
     root_hash,
+    runs_of,
     shared_key,
     tenant_key,
 )
@@ -129,6 +130,7 @@ def test_incremental_equals_at_once(ids: list[int], cuts: list[int], block_size:
         chain.extend(ids[start:end])
         assert chain.num_tokens == end
     assert chain.hashes == chain_hashes(ROOT, ids, block_size)
+    assert chain.runs == runs_of(ids, block_size)
 
 
 @pytest.mark.parametrize("bad_id", [-1, 2**32])
@@ -137,7 +139,7 @@ def test_bad_id_leaves_the_chain_as_it_was(bad_id: int) -> None:
     chain.extend([1, 2, 3])
     with pytest.raises(OverflowError):
         chain.extend([4, bad_id])
-    assert (chain.num_tokens, len(chain.hashes)) == (3, 1)
+    assert (chain.num_tokens, len(chain.hashes), chain.runs) == (3, 1, [(1, 2)])
     chain.extend([4])
     assert chain.hashes == chain_hashes(ROOT, [1, 2, 3, 4], 2)
 
@@ -147,10 +149,12 @@ def test_a_fork_goes_its_own_way(ids: list[int], mine: list[int], theirs: list[i
     chain = HashChain(ROOT, block_size)
     chain.extend(ids)
     fork = chain.fork()
+    assert all(ours is its for ours, its in zip(chain.runs, fork.runs, strict=True))
     chain.extend(mine)
     fork.extend(theirs)
-    assert chain.hashes == chain_hashes(ROOT, [*ids, *mine], block_size)
-    assert fork.hashes == chain_hashes(ROOT, [*ids, *theirs], block_size)
+    for one, more in ((chain, mine), (fork, theirs)):
+        assert one.hashes == chain_hashes(ROOT, [*ids, *more], block_size)
+        assert one.runs == runs_of([*ids, *more], block_size)
 
 
 # -- content that the operator declared shared --
@@ -175,6 +179,7 @@ def test_whole_declared_blocks_are_everybody_s_and_the_rest_is_its_root_s_own(
     for start, end in pairwise([0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]):
         chain = chain.fork()
         chain.extend(ids[start:end])
+    assert chain.runs == runs_of(ids, block_size)
     num_shared = max([num_common(ids, prompt) // block_size for prompt in prompts], default=0)
     assert chain.num_shared_blocks == num_shared
     assert chain.hashes[:num_shared] == chain_hashes(SHARED_ROOT, ids, block_size)[:num_shared]
