@@ -33,12 +33,13 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # +1 and -1 as signed by
 def nesting_depth(body: bytes) -> int:
     """How deep the JSON text `body` nests arrays and objects, at its deepest; faulty JSON is not found here.
 
-    No byte is looked at from Python: escapes go, then all but quotes and brackets, then what stands between
-    quotes; what is left is a walk of +1 and -1 whose highest point is the depth.
+    No byte is looked at from Python: escapes go, then all but quotes and brackets, then quotes that meet (a string
+    without brackets, or two that touch: nothing is between them), then what stands between quotes; what is left is a
+    walk of +1 and -1 whose highest point is the depth.
     """
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outline = body.translate(_STEPS, _OTHERS)
+    outline = body.translate(_STEPS, _OTHERS).replace(b'""', b"")
     steps = b"".join(outline.split(b'"')[::2])
     return max(accumulate(array("b", steps)), default=0)
 

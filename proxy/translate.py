@@ -7,7 +7,7 @@ on it.
 import re
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Final
 
 from proxy.completion_schemas import CompletionBody
 from proxy.format_schemas import format_grammar
@@ -29,7 +29,7 @@ from proxy.refusals import invalid, unsupported
 from proxy.schemas import ChatCompletionRequest
 from proxy.tools import calls_of, template_options_of, tool_choice_of, tools_of
 from sessions.errors import InvalidRequest
-from sessions.types import Breakpoint, CacheOptions, ChatRequest, Message, Part, SamplingParams, Tenant
+from sessions.types import Breakpoint, CacheOptions, ChatRequest, Message, Part, Role, SamplingParams, Tenant
 
 _NEVER_BUILT = (
     "audio",
@@ -44,6 +44,9 @@ _NEVER_BUILT = (
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 """One spelling per id: two would be two biases, whose sum no bound has seen."""
 
+
+_PLAIN: Final[dict[type, Role]] = {UserMessage: "user", SystemMessage: "system", DeveloperMessage: "developer"}
+"""Messages that are nothing but content."""
 
 TTL_S = {None: None, "30m": 1800.0, "12h": 43_200.0, "24h": 86_400.0}
 
@@ -144,6 +147,13 @@ def _logit_bias(biases: dict[str, float], vocab_size: int) -> tuple[tuple[int, f
 
 
 def _message(wire: ChatMessage, index: int) -> Message:
+    """Texts and nothing else come first: they are nearly all of a long conversation, all of which comes every turn."""
+    role = _PLAIN.get(type(wire))
+    if isinstance(wire.content, str):
+        if role is not None:
+            return Message(role, wire.content)
+        if isinstance(wire, AssistantMessage) and not wire.tool_calls and wire.function_call is None:
+            return Message("assistant", wire.content, None, (), (), wire.reasoning_content or "")
     where = f"messages[{index}]"
     match wire:
         case FunctionMessage():
@@ -161,12 +171,8 @@ def _message(wire: ChatMessage, index: int) -> Message:
             )
         case ToolMessage():
             return Message("tool", _text(wire.content, where), wire.tool_call_id, _parts(wire.content, where))
-        case UserMessage():
-            return Message("user", _text(wire.content, where), parts=_parts(wire.content, where))
-        case SystemMessage():
-            return Message("system", _text(wire.content, where), parts=_parts(wire.content, where))
-        case DeveloperMessage():
-            return Message("developer", _text(wire.content, where), parts=_parts(wire.content, where))
+        case UserMessage() | SystemMessage() | DeveloperMessage():
+            return Message(_PLAIN[type(wire)], _text(wire.content, where), parts=_parts(wire.content, where))
 
 
 def _text(content: Content, where: str) -> str:

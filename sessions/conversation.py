@@ -145,8 +145,8 @@ def _canonical_order(messages: Sequence[Message]) -> tuple[list[int], int]:
     roles = [message.role for message in messages]
     first_reply = roles.index("assistant") if "assistant" in roles else len(roles)
     leading = [index for index in range(first_reply) if roles[index] in SYSTEM_ROLES]
-    others = [index for index, role in enumerate(roles) if index >= first_reply or role not in SYSTEM_ROLES]
-    return leading + others, len(leading)
+    others = [index for index in range(first_reply) if roles[index] not in SYSTEM_ROLES]
+    return [*leading, *others, *range(first_reply, len(roles))], len(leading)
 
 
 def _pieces(index: int, message: Message) -> list[_Piece]:
@@ -179,13 +179,16 @@ def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
     numbered: dict[str, tuple[str, str]] = {}
     num_calls = 0
     for message in messages:
+        role = "system" if message.role in SYSTEM_ROLES else message.role
+        if message.tool_call_id is None and not message.tool_calls:
+            yield Turn(role, message.content, None, (), message.reasoning)
+            continue
         calls = []
         for call in message.tool_calls:
             number = f"call{num_calls:05d}"  # nine letters and digits: some templates take no other
             num_calls += 1
             numbered[call.id] = number, call.name
             calls.append(Call(number, call.name, canonical_arguments(call.arguments)))
-        role = "system" if message.role in SYSTEM_ROLES else message.role
         call_id, name = numbered.get(message.tool_call_id or "", (message.tool_call_id, None))
         yield Turn(role, message.content, call_id, tuple(calls), message.reasoning, name)
 
