@@ -20,7 +20,8 @@ class ChatTemplate:
 
     apply: (messages, tools or None, add_generation_prompt, **options) -> text; raises TemplateError.
     digest: of its source and of what is pinned in it. dialect: what it writes of tools and thoughts.
-    options: names of the variables that it reads and a client may set.
+    options: names of the variables that it reads and a client may set. writes_each_alone: what it makes of a message
+    depends on that and on the first one only.
     """
 
     apply: Callable[..., str]
@@ -28,6 +29,7 @@ class ChatTemplate:
     digest: str
     dialect: Dialect = field(default_factory=Dialect)
     options: frozenset[str] = frozenset()
+    writes_each_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
     canonical order ▸ what is known of its beginning ▸ template ▸ replies spliced ▸ encode ▸ chain of block hashes
 
 What is known is not looked at again: after its first turn a conversation costs its new messages here, and one run of
-the template, which alone can say what it does with them.
+the template, which alone can say what it does with them: over those only, where its source shows that it writes each
+message by itself (`template_shape`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

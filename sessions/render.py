@@ -169,7 +169,7 @@ def _continued(conversation: Conversation, template: ChatTemplate, known: Known)
     inputs = _Inputs(turns, conversation.schemas or None, conversation.options)
     held, beginning = known.held, known.text + known.reply
     if held is None:
-        text = _applied(conversation, inputs, template, True)
+        text = _grown(known, inputs, template) or _applied(conversation, inputs, template, True)
     else:
         holding = _holding(inputs, template, True, held.turns, held.hole)
         if holding is None or not holding[1].startswith(held.text):
@@ -186,6 +186,26 @@ def _continued(conversation: Conversation, template: ChatTemplate, known: Known)
     rest = [replace(segment, start=end + segment.start) for segment in segments]
     cut = [Segment(start, text[start:end])] if start < end else []
     return Prompt(text, (*cut, *rest), (), conversation.moves, known.ids, held=held)
+
+
+def _grown(known: Known, inputs: "_Inputs", template: ChatTemplate) -> str | None:
+    """The text without a look at what is known of it, where the template lets us: it gets the first and the new turns.
+
+    known.text   [ first ][ others ][ opens a reply ]
+    shut         [ first ]
+    opened       [ first ][ opens a reply ]
+    text         [ first ][ new, the known reply among them ][ opens a reply ]
+    """
+    if not template.writes_each_alone:
+        return None
+    first, new = inputs.turns[:1], inputs.turns[known.num_turns :]
+    try:
+        shut = replace(inputs, turns=first).apply(template, False)
+        opened = replace(inputs, turns=first).apply(template, True)
+        text = replace(inputs, turns=first + new).apply(template, True)
+    except TemplateError:  # the whole of it will say whose fault it is
+        return None
+    return known.text[: len(known.text) - (len(opened) - len(shut))] + text[len(shut) :]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from sessions.interned import interned
 from sessions.plain_encoder import PlainEncoder, TooManyTokensError, without_control_texts
 from sessions.prompt import ChatTemplate, Prompt, TemplateError
 from sessions.template_loops import read_loops_at_once
+from sessions.template_shape import writes_each_alone
 from sessions.token_bytes import TokenBytes
 from sessions.types import TokenId
 
@@ -338,12 +339,15 @@ def _chat_template(
             raise TemplateError(str(error)) from error
 
     reserved = {*hf.special_tokens_map, "messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
-    variables = jinja2.meta.find_undeclared_variables(compiled.environment.parse(source)) - reserved
+    parsed = compiled.environment.parse(source)
+    variables = jinja2.meta.find_undeclared_variables(parsed) - reserved
+    dialect = measure(apply, source, frozenset(control_tokens.by_text))
     digest = sha256(f"{today.isoformat()}\n{source}".encode()).hexdigest()
     return ChatTemplate(
         apply,
         control_tokens,
         digest=digest,
-        dialect=measure(apply, source, frozenset(control_tokens.by_text)),
+        dialect=dialect,
         options=frozenset(variables - compiled.globals.keys()),
+        writes_each_alone=writes_each_alone(parsed) and not (dialect.anchors or dialect.alternates),
     )
