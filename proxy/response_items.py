@@ -128,7 +128,8 @@ def read_input(written: str | Sequence[dict[str, Any]] | None, ids: ItemIds, par
 
 
 def _read_item(written: dict[str, Any], ids: ItemIds, where: str) -> Item | ItemReference:
-    match written.get("type") or ("message" if "role" in written else "item_reference"):
+    kind = written.get("type")
+    match ("message" if "role" in written else "item_reference") if kind is None else kind:
         case "message":
             return _message_item(converted(written, _Message, where), ids, where)
         case "function_call":

@@ -98,6 +98,7 @@ class Grammars:
         try:
             return await loop.run_in_executor(self._patient.worker, self._compile, grammar, self._patient.trial)
         except TooCostly:
+            log.warning("a grammar took too long to compile", kind=grammar.kind, num_characters=len(grammar.source))
             reason = f"it takes more than {self._patience_s:g} s, or too much memory, to compile"
             raise refused(grammar, reason) from None
         finally:

@@ -38,6 +38,7 @@ def parts(*written: Any) -> dict[str, Any]:
         (parts({"type": "input_audio", "input_audio": {}}), "input[0].content[0]"),
         ({"given": [USER, {"type": "computer_call", "id": "x"}]}, "input[1].type"),
         ({"given": [USER, {"type": "web_search_call", "id": "x"}]}, "input[1].type"),
+        *(({"given": [USER | {"type": kind}]}, "input[0].type") for kind in ("", 0, [], {})),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -63,8 +63,8 @@ async def one_of(children: Children) -> subprocess.Popen[bytes]:
 
 
 async def test_what_takes_too_long_is_refused_by_name_and_others_are_not(make: Make) -> None:
-    grammars = make(0.05, 0.1)
-    with pytest.raises(InvalidRequest, match=r"more than 0\.1 s") as refused:
+    grammars = make(0.1, 0.15)
+    with pytest.raises(InvalidRequest, match=r"more than 0\.15 s") as refused:
         await grammars.compile(SLOW)
     assert (refused.value.param, refused.value.code) == ("here", "invalid_value")
     assert (await grammars.compile(QUICK)).constraint().error is None
@@ -72,7 +72,7 @@ async def test_what_takes_too_long_is_refused_by_name_and_others_are_not(make: M
 
 async def test_what_is_slow_has_its_time_elsewhere(make: Make) -> None:
     """And the process that it had is gone; the other stays."""
-    grammars = make(0.05, PATIENT_S)
+    grammars = make(0.15, PATIENT_S)
     assert (await grammars.compile(SLOW)).constraint().error is None
     assert grammars._patient.trial._child is None
     await grammars.compile(QUICK)
@@ -82,7 +82,7 @@ async def test_what_is_slow_has_its_time_elsewhere(make: Make) -> None:
 
 
 async def test_others_do_not_wait_for_what_is_slow(make: Make, patient: Children) -> None:
-    grammars = make(0.05, PATIENT_S)
+    grammars = make(0.15, PATIENT_S)
     slow = asyncio.ensure_future(grammars.compile(SLOW))
     child = await one_of(patient)
     child.send_signal(signal.SIGSTOP)
@@ -95,7 +95,7 @@ async def test_others_do_not_wait_for_what_is_slow(make: Make, patient: Children
 
 async def test_only_so_many_slow_ones_wait(make: Make, patient: Children, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sessions.grammars.MAX_PATIENT", 1)
-    grammars = make(0.05, PATIENT_S)
+    grammars = make(0.15, PATIENT_S)
     slow = asyncio.ensure_future(grammars.compile(SLOW))
     child = await one_of(patient)
     child.send_signal(signal.SIGSTOP)
@@ -148,7 +148,7 @@ async def test_where_no_process_can_be_had_grammars_are_served(
 
 
 async def test_closing_waits_for_no_trial(make: Make, patient: Children) -> None:
-    grammars = make(0.05, PATIENT_S)
+    grammars = make(0.15, PATIENT_S)
     slow = asyncio.ensure_future(grammars.compile(SLOW))
     child = await one_of(patient)
     child.send_signal(signal.SIGSTOP)
