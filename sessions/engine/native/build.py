@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 SOURCES: Final = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "linear.cpp"))
-HEADERS: Final = (Path(__file__).with_name("vectors.h"),)
+HEADERS: Final = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "grids.h", "tiles.h"))
 FLAGS: Final = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp",
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",

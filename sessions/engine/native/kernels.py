@@ -75,12 +75,11 @@ class Kernels:
             library.anaphora_rope.argtypes = (_P, _P, _P, _P, _P, _I64, _I64, _I32, _I32, _I32, _I32, _F32, _I32)
             for name in ("add_rms_norm", "silu_mul", "rope"):
                 getattr(library, f"anaphora_{name}").restype = None
-        self._library.anaphora_linear.argtypes = (_P,) * 6 + (_I64, _I64, _I64, _I32, _I32)
+        self._library.anaphora_linear.argtypes = (_P,) * 4 + (_I64, _I64, _I64, _I32, _I32)
         self._library.anaphora_linear.restype = None
         self._library.anaphora_pack_linear.argtypes = (_P, _P, _I64, _I64, _I32, _I32)
         self._library.anaphora_packed_bytes.argtypes = (_I64, _I64, _I32)
         self._library.anaphora_packed_bytes.restype = _I64
-        self._grid = int(self._library.anaphora_linear_block())
         self.partition = int(self._library.anaphora_partition())
         self.max_rows = int(self._library.anaphora_max_rows())
         self.max_cut_tasks = int(self._library.anaphora_max_cut_tasks())
@@ -142,14 +141,11 @@ class Kernels:
     def linear(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """x [..., in] -> [..., out] = x @ weight.T + bias, every row on its own."""
         rows = x.numel() // weight.inputs
-        blocks = -(-weight.inputs // self._grid)
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], weight.outputs)
-        rounded = torch.empty(rows, blocks * self._grid, dtype=torch.int16)
-        steps = torch.empty(rows, blocks * 2)
         self._library.anaphora_linear(
             x.data_ptr(), weight.packed.data_ptr(), None if weight.bias is None else weight.bias.data_ptr(),
-            out.data_ptr(), rounded.data_ptr(), steps.data_ptr(), rows, weight.inputs, weight.outputs, weight.bits,
+            out.data_ptr(), rows, weight.inputs, weight.outputs, weight.bits,
             torch.get_num_threads(),
         )  # fmt: skip
         return out

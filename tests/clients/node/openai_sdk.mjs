@@ -5,7 +5,7 @@ import { HELLO, MAX_TOKENS, PERSON, Person, WEATHER, run } from "./task.mjs";
 
 const client = (baseURL) => new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
 const asked = (content) => [{ role: "user", content }];
-const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"], additionalProperties: false };
 const callingWeather = (model) => ({
   model, messages: asked(WEATHER), max_tokens: 200, tool_choice: "required",
   tools: [{ type: "function", function: { name: "get_weather", parameters } }],

@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 from sessions.engine.linear import Linear
 from sessions.engine.native.kernels import Kernels
 
-SHAPES = [(1, 576, 960), (5, 32, 17), (13, 1536, 48), (300, 64, 40)]
-"""(rows, inputs, outputs): single rows, groups that are not full, a panel that is not."""
+SHAPES = [(1, 576, 960), (5, 32, 17), (6, 32, 16), (13, 1536, 48), (21, 96, 17), (300, 64, 40), (700, 320, 33)]
+"""(rows, inputs, outputs): single rows, groups and tiles that are not full, odd numbers of blocks and of panels."""
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
