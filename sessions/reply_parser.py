@@ -51,7 +51,8 @@ class ReplyParser:
     """One per choice.
 
     names: of the functions that may be called; without any, no call is looked for. is_thinking: the prompt ends inside
-    thoughts. max_calls: the reply is over after so many. new_id: draws a call's id.
+    thoughts. only_calls: beside thoughts nothing else can be in it, so text is a call that was cut short, and nobody's.
+    max_calls: the reply is over after so many. new_id: draws a call's id.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class ReplyParser:
         *,
         names: Iterable[str] = (),
         is_thinking: bool = False,
+        only_calls: bool = False,
         max_calls: int | None = None,
         new_id: Callable[[], str] = str,
     ) -> None:
         self._dialect = dialect
         self._names = frozenset(names)
+        self._only_calls = only_calls
         self._max_calls = max_calls
         self._new_id = new_id
         self._buffer = ""
@@ -111,7 +114,7 @@ class ReplyParser:
     # -- what comes out --
 
     def _say(self, text: str) -> None:
-        if text:
+        if text and not self._only_calls:
             if self._out[-1].calls:
                 self._out.append(ReplyPiece())
             self._out[-1].text += text

@@ -108,8 +108,14 @@ def parser_of(request: ChatRequest, dialect: Dialect, *, is_thinking: bool) -> R
     names = [tool.name for tool in tools if asked.names is None or tool.name in asked.names]
     if not names and not dialect.thinks:
         return None
-    max_calls = None if asked.is_parallel else 1
-    return ReplyParser(dialect, names=names, is_thinking=is_thinking, max_calls=max_calls, new_id=_call_id)
+    return ReplyParser(
+        dialect,
+        names=names,
+        is_thinking=is_thinking,
+        only_calls=asked.mode == "required",
+        max_calls=None if asked.is_parallel else 1,
+        new_id=_call_id,
+    )
 
 
 def _call_id() -> str:

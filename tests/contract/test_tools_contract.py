@@ -61,6 +61,18 @@ def test_required_makes_a_call_at_any_temperature(client: OpenAI, temperature: f
         validate(arguments, SCHEMA if name == "get_weather" else {"type": "object", "maxProperties": 0})
 
 
+@pytest.mark.parametrize("cut", [{"max_tokens": 5}, {"max_tokens": 14}, {"stop": "name"}, {"stop": "\n"}])
+def test_a_call_that_is_cut_before_its_name_is_nobody_s_text(client: OpenAI, cut: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"tool_choice": "required"} | cut
+    choice = ask(client, **asked).choices[0]
+    assert not choice.message.content and not choice.message.tool_calls
+    assert choice.finish_reason == ("length" if "max_tokens" in cut else "stop")
+    chunks = list(ask(client, **asked, stream=True))
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+    turns = [*HELLO, choice.message.to_dict(), {"role": "user", "content": "go on"}]
+    assert calls(ask(client, messages=turns, tool_choice="required", parallel_tool_calls=False))
+
+
 def test_allowed_tools_leave_the_prompt_as_it_is(client: OpenAI) -> None:
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named("now")]}}
     free = ask(client, tool_choice="none", max_tokens=1)
