@@ -21,7 +21,7 @@ from sessions.engine.schedule import Draw, Scheduled
 SEQUENCE = np.dtype(
     [("block_table", np.uint64), ("row", np.int32), ("start", np.int32), ("num_tokens", np.int32), ("unused", np.int32)]
 )
-"""Rows [row, row + num_tokens) are tokens [start, start + num_tokens) of one request; as in kernels.cpp."""
+"""Rows [row, row + num_tokens) are tokens [start, start + num_tokens) of one request; as in attention.h."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@
     scales (int8)      [kv_heads, block_size] fp32, of K and of V   [block_size, kv_heads] fp32, of K and of V
 
 Heads first, K stands transposed inside its block, so that neighbouring keys are one vector load: scores and weighted
-values are then both sums of outer products, with nothing to add up across lanes (`native/kernels.cpp`). Tokens first,
+values are then both sums of outer products, with nothing to add up across lanes (`native/attention.h`). Tokens first,
 the pool is one tensor of slots: a block is one run of memory to gather, and FlexAttention takes the pool as it is.
 
 In int8 each token has a scale per KV head for K and one for V, of its own numbers alone: what a token leaves in the

@@ -12,8 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-SOURCES: Final = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "linear.cpp"))
-HEADERS: Final = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "grids.h", "tiles.h"))
+SOURCES: Final = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "kernels.cpp", "linear.cpp"))
+HEADERS: Final = tuple(
+    Path(__file__).with_name(name)
+    for name in ("attend_vectors.h", "attention.h", "grids.h", "pool.h", "tiles.h", "vectors.h")
+)
 FLAGS: Final = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp",
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",

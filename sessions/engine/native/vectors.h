@@ -75,4 +75,14 @@ inline typename Of<L>::floats halves_of(const void* p) {
 #endif
 }
 
+// Over lanes, in halves: the order is that of the lanes alone.
+template <int L>
+inline float sum_of(typename Of<L>::floats v) {
+    float lane[L];
+    store_of<L>(lane, v);
+    for (int half = L / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
 }  // namespace

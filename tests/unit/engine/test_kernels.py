@@ -138,6 +138,61 @@ def test_a_row_is_the_same_bit_for_bit_alone_in_chunks_in_a_batch_and_on_any_thr
         torch.set_num_threads(threads)
 
 
+SHAPES = [
+    (layout(3, 3, 32), 16),
+    (layout(9, 3, 64), 16),
+    (layout(4, 1, 80, 96), 16),
+    (layout(7, 1, 128, window=100), 32),
+    (layout(4, 2, 20, 8), 48),
+    (layout(2, 1, 256), 16),
+    (layout(6, 2, 64, window=7), 8),
+    (layout(9, 3, 64), 24),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(
+    ("kv", "block_size"), SHAPES, ids=lambda of: f"{of.num_heads}x{of.head_dim}" if isinstance(of, LayerLayout) else of
+)
+def test_rows_of_every_shape_and_dtype_are_the_same_bit_for_bit_however_many_there_are(
+    kernels: Kernels, kv: LayerLayout, block_size: int, dtype: torch.dtype
+) -> None:
+    """One row, a few, a task's worth and more; ends on and beside the borders of vectors, tiles and partitions."""
+    case = Case(kv, [(0, 590), (0, 45)], block_size=block_size, dtype=dtype)
+    whole = [case.native(kernels, [(request, 0, count)]) for request, (_, count) in enumerate(case.lengths)]
+    for start, count in [
+        (0, 1),
+        (15, 1),
+        (16, 2),
+        (63, 5),
+        (64, 1),
+        (127, 17),
+        (300, 212),
+        (511, 1),
+        (512, 1),
+        (560, 30),
+    ]:
+        alone = case.native(kernels, [(0, start, count)])
+        assert torch.equal(alone, whole[0][start : start + count]), f"{count} from {start}"
+    together = case.native(kernels, [(0, 589, 1), (1, 13, 32)])
+    assert torch.equal(together, torch.cat([whole[0][589:], whole[1][13:]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8])
+def test_scores_that_climb_far_and_numbers_next_to_nothing(kernels: Kernels, dtype: torch.dtype) -> None:
+    """The peak moves late and by much, weights underflow, K and V are as small as a half can be: torch agrees."""
+    case = Case(layout(6, 2, 64), [(300, 40), (0, 90)], dtype=dtype)
+    case.key[0] *= torch.linspace(0.1, 12, 340)[:, None, None]
+    case.key[1] *= torch.linspace(30, 0.1, 90)[:, None, None]
+    case.key[1][40] = case.value[1][50] = 3e-7
+    twin = replace(case)
+    twin.key, twin.value = case.key, case.value
+    case.fill()
+    twin.fill()
+    want, got = case.torch(case.entries()), twin.native(kernels, twin.entries())
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("window", [None, 600])
 def test_tasks_cut_into_parts_give_the_same_bits_and_keep_to_their_scratch(
@@ -275,7 +330,8 @@ def test_limits(kernels: Kernels) -> None:
     assert not kernels.can_attend(pool(layout(9, 3, 64), block_size=4))
     assert not kernels.can_attend(pool(layout(9, 3, 64, 20)))
     assert not kernels.can_attend(pool(layout(9, 3, 512)))
-    assert not kernels.can_attend(pool(layout(49, 1, 64)))
+    assert kernels.can_attend(pool(layout(kernels.max_rows, 1, 64)))
+    assert not kernels.can_attend(pool(layout(kernels.max_rows + 1, 1, 64)))
 
 
 def test_a_build_is_kept_and_found_again(tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
