@@ -24,7 +24,7 @@ await run("ai", {
   async tools(baseURL, model) {
     const weather = tool({ description: "The weather in a city.", inputSchema: City });
     const answer = await generateText({
-      model: served(baseURL, model), prompt: WEATHER, maxOutputTokens: 200, maxRetries: 0,
+      model: served(baseURL, model), prompt: WEATHER, maxOutputTokens: 200, temperature: 0, maxRetries: 0,
       tools: { get_weather: weather }, toolChoice: "required",
     });
     return answer.toolCalls.map((call) => ({ name: call.toolName, arguments: call.input }));
@@ -32,12 +32,12 @@ await run("ai", {
   async tools_streamed(baseURL, model) {
     const weather = tool({ description: "The weather in a city.", inputSchema: City });
     const streamed = streamText({
-      model: served(baseURL, model), prompt: WEATHER, maxOutputTokens: 200, maxRetries: 0,
+      model: served(baseURL, model), prompt: WEATHER, maxOutputTokens: 200, temperature: 0, maxRetries: 0,
       tools: { get_weather: weather }, toolChoice: "required",
     });
     return (await streamed.toolCalls).map((call) => ({ name: call.toolName, arguments: call.input }));
   },
   async structured(baseURL, model) {
-    return (await generateObject({ model: served(baseURL, model), prompt: PERSON, schema: Person, maxOutputTokens: 200, maxRetries: 0 })).object;
+    return (await generateObject({ model: served(baseURL, model), prompt: PERSON, schema: Person, maxOutputTokens: 200, temperature: 0, maxRetries: 0 })).object;
   },
 });

@@ -7,7 +7,7 @@ const client = (baseURL) => new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 
 const asked = (content) => [{ role: "user", content }];
 const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"], additionalProperties: false };
 const callingWeather = (model) => ({
-  model, messages: asked(WEATHER), max_tokens: 200, tool_choice: "required",
+  model, messages: asked(WEATHER), max_tokens: 200, temperature: 0, tool_choice: "required",
   tools: [{ type: "function", function: { name: "get_weather", parameters } }],
 });
 const calls = (answer) => answer.choices[0].message.tool_calls.map((call) => call.function);
@@ -40,7 +40,7 @@ await run("openai", {
   },
   async structured(baseURL, model) {
     const answer = await client(baseURL).chat.completions.parse({
-      model, messages: asked(PERSON), max_tokens: 200, response_format: zodResponseFormat(Person, "person"),
+      model, messages: asked(PERSON), max_tokens: 200, temperature: 0, response_format: zodResponseFormat(Person, "person"),
     });
     return answer.choices[0].message.parsed;
   },

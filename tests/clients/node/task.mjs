@@ -6,7 +6,7 @@ export const HELLO = "Say hello in one short sentence.";
 export const WEATHER = "What is the weather in Paris?";
 export const PERSON = "Ada is a 36 years old mathematician. Who is it about?";
 export const MAX_TOKENS = 48;
-export const Person = z.object({ name: z.string(), age: z.number().int() });
+export const Person = z.object({ name: z.string().max(40), age: z.number().int().min(0).max(150) });
 export const City = z.object({ city: z.string() });
 
 /** `SCRIPT BASE_URL MODEL TASK`; without arguments, the tasks that there are. */

@@ -21,7 +21,7 @@ set_tracing_disabled(True)
 
 def agent(base_url: str, model: str, max_tokens: int = MAX_TOKENS, tool_choice: Any = None, **options: Any) -> Any:
     served = OpenAIChatCompletionsModel(model, AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0))
-    settings = ModelSettings(max_tokens=max_tokens, tool_choice=tool_choice)
+    settings = ModelSettings(max_tokens=max_tokens, temperature=0, tool_choice=tool_choice)
     return Agent("assistant", instructions="Be brief.", model=served, model_settings=settings, **options)
 
 

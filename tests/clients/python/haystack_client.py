@@ -15,7 +15,7 @@ def reply(base_url: str, model: str, text: str, max_tokens: int = MAX_TOKENS, **
         api_key=Secret.from_token("none"),
         model=model,
         api_base_url=base_url,
-        generation_kwargs={"max_tokens": max_tokens, **asked},
+        generation_kwargs={"max_tokens": max_tokens, "temperature": 0, **asked},
         max_retries=0,
         **options,
     )

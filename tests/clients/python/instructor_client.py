@@ -12,7 +12,7 @@ def client(base_url: str, mode: instructor.Mode = instructor.Mode.JSON_SCHEMA) -
 
 
 def asking(text: str, max_tokens: int) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "max_retries": 0}
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": 0}
 
 
 def made(base_url: str, model: str, mode: instructor.Mode) -> Any:

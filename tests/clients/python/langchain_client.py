@@ -8,7 +8,7 @@ from task import HELLO, MAX_TOKENS, PERSON, WEATHER, Person, get_weather, run
 
 
 def model_of(base_url: str, model: str, max_tokens: int = MAX_TOKENS) -> ChatOpenAI:
-    return ChatOpenAI(model=model, base_url=base_url, api_key="none", max_tokens=max_tokens, max_retries=0)
+    return ChatOpenAI(model=model, base_url=base_url, api_key="none", max_tokens=max_tokens, temperature=0)
 
 
 def chat(base_url: str, model: str) -> Any:

@@ -17,6 +17,7 @@ def llm(base_url: str, model: str, max_tokens: int = MAX_TOKENS, **options: Any)
         is_chat_model=True,
         is_function_calling_model=True,
         max_tokens=max_tokens,
+        temperature=0,
         max_retries=0,
         **options,
     )

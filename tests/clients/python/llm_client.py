@@ -28,7 +28,9 @@ def responses(base_url: str, model: str) -> Any:
 
 
 def structured(base_url: str, model: str) -> Any:
-    response = served(base_url, model).prompt(PERSON, stream=False, key="none", schema=Person, max_tokens=200)
+    response = served(base_url, model).prompt(
+        PERSON, stream=False, key="none", schema=Person, max_tokens=200, temperature=0
+    )
     return json.loads(response.text())
 
 

@@ -37,7 +37,7 @@ def calls(answer: Any) -> Any:
 def tools(base_url: str, model: str) -> Any:
     return calls(
         client(base_url).chat.completions.create(
-            model=model, messages=asked(WEATHER), tools=[TOOL], tool_choice="required", max_tokens=200
+            model=model, messages=asked(WEATHER), tools=[TOOL], tool_choice="required", max_tokens=200, temperature=0
         )
     )
 
@@ -45,14 +45,14 @@ def tools(base_url: str, model: str) -> Any:
 def tools_streamed(base_url: str, model: str) -> Any:
     """Through the helper, which puts the pieces together."""
     with client(base_url).chat.completions.stream(
-        model=model, messages=asked(WEATHER), tools=[TOOL], tool_choice="required", max_tokens=200
+        model=model, messages=asked(WEATHER), tools=[TOOL], tool_choice="required", max_tokens=200, temperature=0
     ) as streamed:
         return calls(streamed.get_final_completion())
 
 
 def structured(base_url: str, model: str) -> Any:
     answer = client(base_url).chat.completions.parse(
-        model=model, messages=asked(PERSON), response_format=Person, max_tokens=200
+        model=model, messages=asked(PERSON), response_format=Person, max_tokens=200, temperature=0
     )
     parsed = answer.choices[0].message.parsed
     return parsed and parsed.model_dump()

@@ -11,7 +11,7 @@ from task import HELLO, MAX_TOKENS, PERSON, Person, run
 
 def agent(base_url: str, model: str, max_tokens: int = MAX_TOKENS, **options: Any) -> Any:
     served = OpenAIChatModel(model, provider=OpenAIProvider(base_url=base_url, api_key="none"))
-    return Agent(served, model_settings={"max_tokens": max_tokens}, **options)
+    return Agent(served, model_settings={"max_tokens": max_tokens, "temperature": 0.0}, **options)
 
 
 def chat(base_url: str, model: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 HELLO = "Say hello in one short sentence."
 WEATHER = "What is the weather in Paris?"
@@ -15,10 +15,12 @@ MAX_TOKENS = 48
 
 
 class Person(BaseModel):
-    """A person and how old they are."""
+    """A person and how old they are. Bounded: a small model ends nothing of its own accord."""
 
-    name: str
-    age: int
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=40)
+    age: int = Field(ge=0, le=150)
 
 
 def get_weather(city: str) -> str:
