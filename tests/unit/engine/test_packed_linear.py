@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 from torch.nn.functional import linear
 
 from sessions.engine.linear import Linear
-from sessions.engine.native.kernels import Kernels
+from sessions.engine.native.kernels import ARENA_BYTES, Arena, Kernels
 
 SHAPES = [(1, 576, 960), (5, 32, 17), (6, 32, 16), (13, 1536, 48), (21, 96, 17), (300, 64, 40), (700, 320, 33)]
 """(rows, inputs, outputs): single rows, groups and tiles that are not full, odd numbers of blocks and of panels."""
@@ -59,6 +59,16 @@ def test_the_columns_of_the_identity_are_the_weights(kernels: Kernels) -> None:
     assert packed is not None
     got = kernels.linear(torch.eye(96), packed).T
     torch.testing.assert_close(got, weight, rtol=3e-7, atol=3e-7)
+
+
+def test_an_arena_gives_memory_that_nobody_else_has() -> None:
+    arena = Arena()
+    taken = [arena.take(num_bytes) for num_bytes in (1, 63, 64, 65, ARENA_BYTES - 300, ARENA_BYTES + 1, 7, 0)]
+    assert [len(memory) for memory in taken] == [1, 63, 64, 65, ARENA_BYTES - 300, ARENA_BYTES + 1, 7, 0]
+    for index, memory in enumerate(taken):
+        memory.fill_(index)
+    assert all(bool((memory == index).all()) for index, memory in enumerate(taken))
+    assert all(memory.data_ptr() % 64 == taken[0].data_ptr() % 64 for memory in taken[:4])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
