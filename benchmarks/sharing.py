@@ -3,6 +3,7 @@
 Nothing is timed. The requests run side by side until each has its first token; then the pool is asked what is held.
 """
 
+from array import array
 from typing import Final
 
 import numpy as np
@@ -41,7 +42,7 @@ def num_held_blocks(num_requests: int, prefix: int, own: int, block_size: int, *
         prompt = [*common, *generator.integers(0, VOCABULARY, own).tolist()]
         chain.extend(prompt)
         request = Request(
-            RequestId(str(index)), prompt, chain, SamplingParams(temperature=0), 1_000_000, frozenset(), 0
+            RequestId(str(index)), array("I", prompt), chain, SamplingParams(temperature=0), 1_000_000, frozenset(), 0
         )
         requests.append(request)
         scheduler.add(request)

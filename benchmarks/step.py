@@ -3,6 +3,7 @@
 The reference is plain torch: the model's own modules in fp32, attention by gather. The others are what is served.
 """
 
+from array import array
 from collections.abc import Sequence
 from itertools import count
 from statistics import median
@@ -152,7 +153,7 @@ class BareEngine:
         chain = HashChain(BlockHash(bytes(16)), self._config.block_size)
         chain.extend(prompt)
         name = RequestId(str(next(self._numbers)))
-        request = Request(name, list(prompt), chain, params, max_tokens, frozenset(), 0)
+        request = Request(name, array("I", prompt), chain, params, max_tokens, frozenset(), 0)
         self._scheduler.add(request)
         return request
 

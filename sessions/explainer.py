@@ -6,6 +6,7 @@ operator declared shared, which is everybody's.
 
 import asyncio
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,7 +26,7 @@ from sessions.sightings import Sightings
 from sessions.tiers import TierStack
 from sessions.tokenizer import Tokenizer
 from sessions.transcripts import Transcript
-from sessions.types import ChatRequest, TokenId
+from sessions.types import ChatRequest
 
 MAX_COMPARED: Final = 256
 """Earlier prompts that an explanation looks at."""
@@ -204,8 +205,8 @@ def _are_alike(ours: Sequence[Turn], theirs: Sequence[Turn]) -> bool:
     return len(ends[0]) == ALIKE_CHARS and ends[0] == ends[1]
 
 
-def _num_shared(ours: list[TokenId], theirs: list[TokenId]) -> int:
-    """Leading tokens that two lists share. Ever longer stretches, then ever shorter ones: O(shared), in C."""
+def _num_shared(ours: "array[int]", theirs: "array[int]") -> int:
+    """Leading tokens that the two share. Ever longer stretches, then ever shorter ones: O(shared), in C."""
     longest = min(len(ours), len(theirs))
     shared, step = 0, 32
     while shared < longest and ours[shared : shared + step] == theirs[shared : shared + step]:

@@ -26,6 +26,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from sessions.interned import interned
 from sessions.types import BlockHash
 
 VERSION: Final = "hash/1"
@@ -135,7 +136,8 @@ def chain_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -
 
 def runs_of(token_ids: Sequence[int], block_size: int) -> list[tuple[int, ...]]:
     """The ids of each whole block; those beyond the last one are left out."""
-    return [tuple(token_ids[end - block_size : end]) for end in range(block_size, len(token_ids) + 1, block_size)]
+    ends = range(block_size, len(token_ids) + 1, block_size)
+    return [tuple(interned(token_ids[end - block_size : end])) for end in ends]
 
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:

@@ -16,7 +16,7 @@ from sessions.hashing import HashChain
 from sessions.index import PrefixIndex, open_index
 from sessions.parts import ServiceParts
 from sessions.tiers import Anchor, Surroundings, TierStack, open_tiers
-from sessions.types import BlockHash, TokenId
+from sessions.types import BlockHash
 
 CALL_TIMEOUT_S = 10.0
 """How long another thread waits for the engine to answer between two steps."""
@@ -56,7 +56,7 @@ class LowerTiers:
 
     # -- a prompt: event loop --
 
-    async def restore(self, chain: HashChain, token_ids: Sequence[TokenId]) -> tuple[RestoredBlocks, ...]:
+    async def restore(self, chain: HashChain, token_ids: Sequence[int]) -> tuple[RestoredBlocks, ...]:
         """What only the tiers hold of the prompt, where loading beats computing; asks first who else has it."""
         await self._ask_index(chain)
         return await self.tiers.restore(chain, token_ids, self._pool.num_cached_prefix_blocks(chain.hashes))

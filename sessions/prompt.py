@@ -79,7 +79,7 @@ class Prompt:
     segments: tuple[Segment, ...]
     contents: tuple[ContentSpan, ...]
     moves: tuple[Move, ...]
-    known_ids: Sequence[TokenId] = ()
+    known_ids: Sequence[int] = ()
     needed_stand_ins: bool = False
     held: Held | None = None
 

@@ -7,6 +7,7 @@ the template, which alone can say what it does with them: over those only, where
 message by itself (`template_shape`).
 """
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +60,7 @@ class Prompted:
     prompt, spliced: what `token_ids` were encoded from.
     """
 
-    token_ids: list[TokenId]
+    token_ids: "array[int]"
     chain: HashChain
     prediction: tuple[TokenId, ...]
     opening: Opening

@@ -9,6 +9,7 @@ never changes what was rendered before them, as far as the model's own template 
     segments cover                                                                  └──────────── the rest only ┘
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -35,7 +36,7 @@ class Known:
     text: str
     reply: str
     num_reply_chars: int
-    ids: list[TokenId]
+    ids: "array[int]"
     held: Held | None = None
 
 

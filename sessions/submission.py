@@ -4,6 +4,7 @@ With `n` choices, request k·n + i is choice i of prompt k.
 """
 
 import secrets
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class EnginePrompt:
     """A prompt as the engine gets it. echo: it is said again before its completions; is_scored: with its scores,
     which choice 0 computes for all."""
 
-    token_ids: list[TokenId]
+    token_ids: Sequence[int]
     chain: HashChain
     keeping: Keeping
     prediction: tuple[TokenId, ...] = ()
@@ -56,7 +57,7 @@ def engine_requests(
     return [
         Request(
             id=RequestId(f"{generation_id}/{number * request.n + index}"),
-            token_ids=list(prompt.token_ids),
+            token_ids=array("I", prompt.token_ids),
             chain=prompt.chain.fork(),
             params=request.params,
             max_tokens=_max_tokens(request.params, max_model_len - len(prompt.token_ids)),

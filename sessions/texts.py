@@ -77,4 +77,4 @@ class Texts:
             MessagePlace(span.message, span.start, span.end, first, end)
             for span, first, end in zip(prompt.contents, counts[::2], counts[1::2], strict=True)
         )
-        return Rendering(prompt.text, tuple(prompted.token_ids), places, prompted.report)
+        return Rendering(prompt.text, tuple(map(TokenId, prompted.token_ids)), places, prompted.report)

@@ -9,6 +9,7 @@ any may call `encode` and `decode`, at the same time too.
 import datetime
 import json
 import sys
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +26,6 @@ from sessions.control_tokens import ControlToken, ControlTokens, is_control
 from sessions.detokenizer import fitting
 from sessions.dialect import measure
 from sessions.errors import ContextLengthExceeded, ModelRefused
-from sessions.interned import interned
 from sessions.plain_encoder import PlainEncoder, TooManyTokensError, without_control_texts
 from sessions.prompt import ChatTemplate, Prompt, TemplateError
 from sessions.template_loops import read_loops_at_once
@@ -115,7 +115,7 @@ class Tokenizer:
         scope: str = "",
         spliced: Mapping[int, Sequence[TokenId]] | None = None,
         max_model_len: int = sys.maxsize,
-    ) -> list[TokenId]:
+    ) -> "array[int]":
         """The prompt's token ids. Only segments that `scope` has not encoded lately cost anything.
 
         scope: whose cache entries may be used. One tenant's, so that none can time what another one wrote.
@@ -124,11 +124,11 @@ class Tokenizer:
         Raises InvalidRequest if a text could only be written with a control token, and ContextLengthExceeded as soon
         as it is certain that the prompt leaves no room for a reply.
         """
-        ids = list(prompt.known_ids)
+        ids = array("I", prompt.known_ids)
         pieces = _pieces(prompt, spliced or {})
         for piece in pieces:
             try:
-                ids += interned(self._piece_ids(piece, scope, max_model_len - len(ids)))
+                ids.extend(self._piece_ids(piece, scope, max_model_len - len(ids)))
             except TooManyTokensError as error:
                 raise ContextLengthExceeded(
                     num_prompt_tokens=len(ids) + error.num_tokens, max_model_len=max_model_len, is_lower_bound=True

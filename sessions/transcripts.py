@@ -6,6 +6,7 @@ Said         what is being said after it                 ├ Transcript: the beg
 """
 
 import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -13,15 +14,14 @@ from typing import Any, Final
 from sessions.control_tokens import unused_code_points
 from sessions.conversation import Conversation, Turn, TurnKey
 from sessions.hashing import HashChain
-from sessions.interned import interned
 from sessions.prompt import Held
 from sessions.render import Known
 from sessions.reply_parser import Reading, ReplyPiece
-from sessions.types import BlockHash, TokenId
+from sessions.types import BlockHash
 from sessions.whole_replies import Spliced
 
 _TURN_BYTES: Final = 120
-_ID_BYTES: Final = 16  # a place in the list, one in its block's run: ids are interned
+_ID_BYTES: Final = 4 + 8  # in the array, and a place in its block's run: ids are interned
 _BLOCK_BYTES: Final = 57 + 64  # a hash, bytes of 16, and an empty tuple, its run; a place in a list for each
 
 
@@ -71,7 +71,8 @@ class Transcript:
             held = Held(held.text + held.hole, held.hole, (*held.turns, num_turns))
         elif held is not None:
             held = replace(held, text=held.text + reply)
-        ids = [*opening.token_ids, *interned(fit.ids)]
+        ids = array("I", opening.token_ids)
+        ids.extend(fit.ids)
         chain = opening.chain
         chain.extend(fit.ids)
         return cls(
@@ -116,7 +117,7 @@ class Opening:
     key: TurnKey
     conversation: Conversation
     text: str | None
-    token_ids: Sequence[TokenId]
+    token_ids: Sequence[int]
     chain: HashChain
     num_spliced: int
     num_settled_drops: int = 0

@@ -3,6 +3,7 @@
 Blocks hold 4 tokens where torch attends, 8 where the kernels do (they need a multiple of 8).
 """
 
+from array import array
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -110,7 +111,7 @@ class ColdOracle:
     def learn(self, prompts: list[list[int]]) -> None:
         for prompt in prompts:
             (request,) = Bench(self._loaded, max_num_batched_tokens=512, num_blocks=512).run(prompt)
-            self.answers[tuple(prompt)] = request.token_ids
+            self.answers[tuple(prompt)] = list(request.token_ids)
 
 
 Answers = Oracle | ColdOracle
@@ -139,9 +140,8 @@ class Bench:
         chain = HashChain(BlockHash(b"r" * 16), self.config.block_size)
         chain.extend(prompt)
         self.count += 1
-        request = Request(
-            RequestId(str(self.count)), list(prompt), chain, SamplingParams(temperature=0), NUM_NEW, frozenset(), 0
-        )
+        greedy, token_ids = SamplingParams(temperature=0), array("I", prompt)
+        request = Request(RequestId(str(self.count)), token_ids, chain, greedy, NUM_NEW, frozenset(), 0)
         self.scheduler.add(request)
         return request
 
@@ -214,7 +214,7 @@ def assert_choices_are_right(oracle: Answers, loaded: LoadedModel, prompt: list[
 
 def assert_right(oracle: Answers, requests: list[Request]) -> None:
     for request in requests:
-        assert request.token_ids == oracle.answers[tuple(request.token_ids[: request.num_prompt_tokens])]
+        assert list(request.token_ids) == oracle.answers[tuple(request.token_ids[: request.num_prompt_tokens])]
 
 
 def cache_dir() -> Path:

@@ -107,7 +107,7 @@ class Drafter:
         if request.num_tokens <= NGRAM:
             return ()
         start = max(0, request.num_tokens - LOOKUP_WINDOW)
-        text = array("I", request.token_ids[start:]).tobytes()
+        text = request.token_ids[start:].tobytes()
         pattern = text[-NGRAM * WIDTH :]
         at = text.rfind(pattern, 0, len(text) - WIDTH)
         while at >= 0 and at % WIDTH:

@@ -8,6 +8,7 @@ There is no prefill or decode mode: a step computes tokens [num_computed_tokens,
 draws the next token once it has caught up.
 """
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Request:
     """
 
     id: RequestId
-    token_ids: list[int]
+    token_ids: "array[int]"
     chain: HashChain
     params: SamplingParams
     max_tokens: int

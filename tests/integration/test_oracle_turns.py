@@ -73,7 +73,7 @@ async def test_spliced_turns(service: ChatService, oracle: ColdOracle) -> None:
         assert greedy.spliced == turn and (turn == 0 or greedy.cached > len(greedy.token_ids) // 2)
         greedy.expect_right(oracle)
         read_back = await service._prompter.prompt(replace(asked, splice=False))
-        num_drifted += read_back.token_ids != greedy.token_ids
+        num_drifted += list(read_back.token_ids) != greedy.token_ids
         said = await ask(
             service, replace(asked, params=replace(GREEDY, temperature=1.6, max_tokens=24, seed=turn, ignore_eos=False))
         )

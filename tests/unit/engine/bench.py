@@ -1,6 +1,7 @@
 """Scheduler, pool and fake runner, stepped by hand."""
 
 import time
+from array import array
 from collections.abc import Callable, Collection, Sequence
 
 from sessions.engine.block_pool import BlockPool
@@ -49,7 +50,8 @@ class Bench:
         hashes = HashChain(BlockHash(root * 16), self.config.block_size, self.shared)
         hashes.extend(prompt)
         request_id = RequestId(str(len(self.requests)))
-        request = Request(request_id, list(prompt), hashes, params, max_tokens, frozenset(eos), 0, tuple(prediction))
+        token_ids = array("I", prompt)
+        request = Request(request_id, token_ids, hashes, params, max_tokens, frozenset(eos), 0, tuple(prediction))
         request.owner = owner
         self.requests.append(request)
         self.scheduler.add(request)
@@ -83,10 +85,10 @@ def shared_content(prompts: Sequence[list[int]], block_size: int) -> SharedConte
     return SharedContent.of(root, [chain_hashes(root, ids, block_size) for ids in prompts])
 
 
-def expected(request: Request) -> list[int]:
+def expected(request: Request) -> "array[int]":
     tokens = request.token_ids[: request.num_prompt_tokens]
     for _ in range(request.max_tokens):
-        tokens = [*tokens, next_token(tokens, VOCABULARY)]
+        tokens.append(next_token(tokens, VOCABULARY))
         if tokens[-1] in request.eos_token_ids:
             break
     return tokens

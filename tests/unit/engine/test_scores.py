@@ -34,9 +34,9 @@ class ScoringBench(Bench):
 
 
 def assert_whole(bench: ScoringBench, request: Request) -> None:
-    output_ids = request.token_ids[request.num_prompt_tokens :]
+    output_ids = list(request.token_ids[request.num_prompt_tokens :])
     assert request.token_ids == expected(request)
-    assert bench.first_prompt_scores(request) == request.token_ids[1 : request.num_prompt_tokens]
+    assert bench.first_prompt_scores(request) == list(request.token_ids[1 : request.num_prompt_tokens])
     assert [score.token_id for score in bench.output_scores(request)] == output_ids
     assert [score.logprob for score in bench.output_scores(request)] == list(map(fake_logprob, output_ids))
 
@@ -90,7 +90,7 @@ def test_cut_by_an_end_inside_right_guesses() -> None:
     plain = ScoringBench(max_num_draft_tokens=0)
     known = plain.ask(list(range(10)), max_tokens=8)
     plain.run()
-    said = known.token_ids[10:]
+    said = list(known.token_ids[10:])
     bench = ScoringBench(max_num_draft_tokens=3)
     request = bench.add(list(range(10)), 8, eos=[said[1]], params=ASKING, prediction=said)
     bench.run()

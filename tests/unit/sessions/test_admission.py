@@ -1,5 +1,6 @@
 """Admission: the count is what the engine has not begun, whatever it does; Retry-After follows the measured rate."""
 
+from array import array
 from itertools import count
 
 import pytest
@@ -26,7 +27,7 @@ def new_requests(num_requests: int, prompt: list[int] | None = None, max_tokens:
     return [
         Request(
             RequestId(str(next(numbers))),
-            list(prompt or [1]),
+            array("I", prompt or [1]),
             chain.fork(),
             SamplingParams(temperature=0),
             max_tokens,

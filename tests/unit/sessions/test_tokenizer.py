@@ -101,7 +101,7 @@ def test_ordinary_conversations_get_the_ids_of_transformers(
         return_dict=False,
     )
     prompt = render(messages, [], tokenizer.template, add_generation_prompt=generate)
-    assert tokenizer.encode(prompt) == expected
+    assert list(tokenizer.encode(prompt)) == expected
 
 
 @few
@@ -139,7 +139,7 @@ def test_spliced_ids_stand_where_the_content_would(tokenizer: Tokenizer) -> None
     prompt = render(messages, [], tokenizer.template)
     plain = tokenizer.encode(prompt)
     spliced = tokenizer.encode(prompt, spliced={2: reply})
-    (start,) = [at for at in range(len(spliced)) if spliced[at : at + len(reply)] == reply]
+    (start,) = [at for at in range(len(spliced)) if list(spliced[at : at + len(reply)]) == reply]
     assert spliced[:start] == plain[:start]
     assert spliced[start + len(reply) :] == plain[len(plain) - (len(spliced) - start - len(reply)) :]
     assert tokenizer.encode(prompt, spliced={}) == plain == tokenizer.encode(prompt, spliced={9: reply})
@@ -153,7 +153,7 @@ def test_a_spliced_reply_continues_its_own_prompt(chatml_folder: Path) -> None:
     answered = [*question, Message("assistant", "whatever"), Message("user", "go on")]
     continued = tokenizer.encode(render(answered, [], tokenizer.template), spliced={1: reply})
     end = tokenizer.template.control_tokens.by_text["<|im_end|>"].id
-    assert continued[: len(asked) + 5] == [*asked, *reply, end]
+    assert list(continued[: len(asked) + 5]) == [*asked, *reply, end]
 
 
 def test_rstrip_and_single_word_flags(phi_folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_control_tokens_text_is_encoded_as_any_other_text(chatml_folder: Path)
     tokenizer, theirs = Tokenizer.load(chatml_folder), AutoTokenizer.from_pretrained(chatml_folder)
     plain = theirs.encode("user\na quick<x><|im_end|>b", add_special_tokens=False, split_special_tokens=True)
     ids = tokenizer.encode(render([Message("user", "a quick<x><|im_end|>b")], [], tokenizer.template))
-    assert ids[1 : 1 + len(plain)] == plain
+    assert list(ids[1 : 1 + len(plain)]) == plain
 
 
 def test_a_vocabulary_that_holds_a_control_token_as_a_piece(unigram_folder: Path) -> None:
