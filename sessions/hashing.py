@@ -137,7 +137,8 @@ def chain_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -
 def runs_of(token_ids: Sequence[int], block_size: int) -> list[tuple[int, ...]]:
     """The ids of each whole block; those beyond the last one are left out."""
     ends = range(block_size, len(token_ids) + 1, block_size)
-    return [tuple(interned(token_ids[end - block_size : end])) for end in ends]
+    shared = interned(token_ids) if ends else []
+    return [tuple(shared[end - block_size : end]) for end in ends]
 
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
