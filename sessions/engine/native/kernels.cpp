@@ -1,6 +1,6 @@
 // The small operators between a layer's linears and its attention, for CPU. Plain C interface (no torch headers: compiles
 // in seconds, works with any torch), called from kernels.py, which states each argument's shape. Nothing in these files
-// allocates what a client sizes, throws, or keeps state between calls.
+// throws, or allocates what a client sizes; of calls before, only linear.cpp keeps anything: memory for one chunk.
 
 #include "vectors.h"
 

@@ -4,6 +4,7 @@ Calls that compute release the GIL; the small ones of one or a few rows do not (
 """
 
 import ctypes
+import threading
 from dataclasses import dataclass
 from functools import cache as memoised
 from pathlib import Path
@@ -66,18 +67,23 @@ class Arena:
     """Memory for packed weights, side by side in pages of 2 MiB where Linux has them (madvise, which numpy calls).
 
     By pages of 4 KiB one thread of a virtual machine read 7 to 11 GB/s, by these 26: a layer alone is smaller than one.
+    Layers are packed by several threads.
     """
 
     def __init__(self) -> None:
-        self._free = torch.empty(0, dtype=torch.uint8)
+        self._lock = threading.Lock()
+        self._chunk = np.empty(0, np.uint8)
+        self._taken = 0
 
-    def take(self, num_bytes: int) -> torch.Tensor:
-        """uint8 [num_bytes], not initialised."""
-        if num_bytes > len(self._free):
-            self._free = torch.from_numpy(np.empty(max(num_bytes, ARENA_BYTES), np.uint8))
-        taken, rest = self._free[:num_bytes], -(-num_bytes // CACHE_LINE) * CACHE_LINE
-        self._free = self._free[rest:]
-        return taken
+    def keep(self, packed: torch.Tensor) -> torch.Tensor:
+        """A copy of uint8 [n] in the arena."""
+        size = len(packed)
+        with self._lock:
+            if self._taken + size > len(self._chunk):
+                self._chunk, self._taken = np.empty(max(size, ARENA_BYTES), np.uint8), 0
+            place = torch.from_numpy(self._chunk[self._taken : self._taken + size])
+            self._taken += -(-size // CACHE_LINE) * CACHE_LINE
+        return place.copy_(packed)
 
 
 class Kernels:
@@ -99,7 +105,7 @@ class Kernels:
             for name in ("add_rms_norm", "silu_mul", "rope"):
                 getattr(library, f"anaphora_{name}").restype = None
         self._library.anaphora_linear.argtypes = (_P,) * 4 + (_I64, _I64, _I64, _I32, _I32)
-        self._library.anaphora_linear.restype = None
+        self._library.anaphora_linear.restype = _I32
         self._library.anaphora_pack_linear.argtypes = (_P, _P, _I64, _I64, _I32, _I32)
         self._library.anaphora_packed_bytes.argtypes = (_I64, _I64, _I32)
         self._library.anaphora_packed_bytes.restype = _I64
@@ -163,15 +169,17 @@ class Kernels:
         )  # fmt: skip
 
     def linear(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-        """x [..., in] -> [..., out] = x @ weight.T + bias, every row on its own."""
+        """x [..., in] -> [..., out] = x @ weight.T + bias, every row on its own. Raises MemoryError."""
         rows = x.numel() // weight.inputs
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], weight.outputs)
-        self._library.anaphora_linear(
+        done = self._library.anaphora_linear(
             x.data_ptr(), weight.packed.data_ptr(), None if weight.bias is None else weight.bias.data_ptr(),
             out.data_ptr(), rows, weight.inputs, weight.outputs, weight.bits,
             torch.get_num_threads(),
         )  # fmt: skip
+        if not done:
+            raise MemoryError("no memory for the rounded input of a linear layer")
         return out
 
     def pack_linear(
@@ -183,11 +191,11 @@ class Kernels:
         """
         outputs, inputs = weight.shape
         weight = weight.contiguous()
-        packed = self._arena.take(self._library.anaphora_packed_bytes(outputs, inputs, bits))
+        packed = torch.empty(self._library.anaphora_packed_bytes(outputs, inputs, bits), dtype=torch.uint8)
         done = self._library.anaphora_pack_linear(
             weight.data_ptr(), packed.data_ptr(), outputs, inputs, bits, int(rounds)
         )
-        return PackedWeight(packed, bias, inputs, outputs, bits) if done else None
+        return PackedWeight(self._arena.keep(packed), bias, inputs, outputs, bits) if done else None
 
     def _pick(self, size: int) -> Any:
         return self._held if size < SMALL else self._library

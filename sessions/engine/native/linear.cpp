@@ -10,7 +10,10 @@
 // integers, exactly; blocks are added in order, in fp32. So a row's result has the same bits alone and in any batch, by
 // vectors and by tiles.
 
-#include <vector>
+#include <omp.h>
+
+#include <memory>
+#include <new>
 
 #include "grids.h"
 #include "tiles.h"
@@ -111,23 +114,27 @@ void multiply_rows(int64_t rows, const int16_t* x, const float* steps, int64_t b
     if constexpr (R > 1) multiply_rows<G, R - 1>(rows, x, steps, blocks, panel, bias, columns, out, out_stride);
 }
 
-enum Use { ROUNDED, SPREAD };
-
-// Memory of this thread for one use, aligned for any vector and kept from call to call.
-template <Use USE>
+// Memory of this thread, aligned for any vector; kept from call to call, it grows to the longest chunk's. Null if there is
+// no more.
 inline uint8_t* scratch(int64_t bytes) {
-    static thread_local std::vector<uint8_t> memory;
-    if ((int64_t)memory.size() < bytes + 64) memory.resize((size_t)bytes + 64);
-    return memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
+    static thread_local std::unique_ptr<uint8_t[]> memory;
+    static thread_local int64_t held = 0;
+    if (held < bytes) {
+        memory.reset();
+        memory.reset(new (std::nothrow) uint8_t[(size_t)bytes + 64]);
+        held = memory ? bytes : 0;
+    }
+    return memory ? memory.get() + (64 - (uintptr_t)memory.get() % 64) % 64 : nullptr;
 }
 
 template <class G>
-void multiply_by_vectors(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
+bool multiply_by_vectors(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
     const int64_t blocks = layer.blocks(), panels = layer.panels(), width = blocks * BLOCK;
     const int64_t most = L2_ELEMENTS / width + 1, num_groups = (rows + most - 1) / most;
     const int64_t group = ((rows + num_groups - 1) / num_groups + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
-    int16_t* rounded = (int16_t*)scratch<ROUNDED>(rows * (2 * width + 8 * blocks));  // [rows, blocks, BLOCK]
-    float* steps = (float*)(rounded + rows * width);                        // [rows, blocks, 2]
+    int16_t* rounded = (int16_t*)scratch(rows * (2 * width + 8 * blocks));  // [rows, blocks, BLOCK]
+    if (!rounded) return false;
+    float* steps = (float*)(rounded + rows * width);  // [rows, blocks, 2]
 #pragma omp parallel num_threads(num_threads)
     {
 #pragma omp for schedule(static)
@@ -148,6 +155,7 @@ void multiply_by_vectors(const Layer& layer, const float* x, float* out, int64_t
                                                layer.outputs);
         }
     }
+    return true;
 }
 
 #if HAS_TILES
@@ -221,19 +229,21 @@ void multiply_tile_of(int height, const uint8_t* x, const float* steps, int64_t 
 }
 
 template <class G>
-void multiply_by_tiles(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
+bool multiply_by_tiles(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
     const int64_t blocks = layer.blocks(), panels = layer.panels();
     Tiles tiles;
     tiles.count = (rows + TILE_ROWS - 1) / TILE_ROWS;
     tiles.height = (int)((rows + 2 * tiles.count - 1) / (2 * tiles.count) * 2);
     const int64_t height = tiles.height, places = tiles.count * height;
-    tiles.bytes = scratch<ROUNDED>(places * blocks * (2 * BLOCK + 8));
-    tiles.steps = (float*)(tiles.bytes + places * blocks * 2 * BLOCK);
     const int64_t group = L2_ELEMENTS / (blocks * BLOCK * height) + 1;
-    const int64_t at_once = tiles.count > 2 ? PANELS_AT_ONCE : 1;
+    const int64_t at_once = tiles.count > 2 ? PANELS_AT_ONCE : 1, spread = at_once * blocks * BLOCK * PANEL;
+    uint8_t* all_weights = scratch(num_threads * spread + places * blocks * (2 * BLOCK + 8));  // [threads, spread]
+    if (!all_weights) return false;
+    tiles.bytes = all_weights + num_threads * spread;
+    tiles.steps = (float*)(tiles.bytes + places * blocks * 2 * BLOCK);
 #pragma omp parallel num_threads(num_threads)
     {
-        uint8_t* weights = scratch<SPREAD>(at_once * blocks * BLOCK * PANEL);
+        uint8_t* weights = all_weights + omp_get_thread_num() * spread;
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < places; row++) round_into_tile(layer, x, tiles, row, row < rows);
         configure_tiles(tiles.height);
@@ -260,15 +270,17 @@ void multiply_by_tiles(const Layer& layer, const float* x, float* out, int64_t r
         }
         _tile_release();
     }
+    return true;
 }
 #endif
 
 template <class G>
-void multiply(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
+bool multiply(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
+    if (rows == 0) return true;
 #if HAS_TILES
     if (rows >= MIN_TILE_ROWS && may_use_tiles()) return multiply_by_tiles<G>(layer, x, out, rows, num_threads);
 #endif
-    multiply_by_vectors<G>(layer, x, out, rows, num_threads);
+    return multiply_by_vectors<G>(layer, x, out, rows, num_threads);
 }
 
 // -- packing --
@@ -317,11 +329,10 @@ int32_t anaphora_pack_linear(const float* weight, uint8_t* packed, int64_t outpu
                      : pack<Eight>(weight, packed, outputs, inputs, rounds);
 }
 
-// out [rows, outputs] = x [rows, inputs] @ weight.T + bias
-void anaphora_linear(const float* x, const uint8_t* packed, const float* bias, float* out, int64_t rows, int64_t inputs,
+// out [rows, outputs] = x [rows, inputs] @ weight.T + bias. 0 if there is no memory to round x into.
+int32_t anaphora_linear(const float* x, const uint8_t* packed, const float* bias, float* out, int64_t rows, int64_t inputs,
                      int64_t outputs, int32_t bits, int32_t num_threads) {
     const Layer layer{packed, bias, inputs, outputs};
-    if (bits == 4) multiply<Four>(layer, x, out, rows, num_threads);
-    else multiply<Eight>(layer, x, out, rows, num_threads);
+    return bits == 4 ? multiply<Four>(layer, x, out, rows, num_threads) : multiply<Eight>(layer, x, out, rows, num_threads);
 }
 }

@@ -1,5 +1,6 @@
 """Linears of integers: what a GGUF holds is found again exactly, and a row never depends on the rest of the step."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -10,7 +11,7 @@ from gguf import GGMLQuantizationType
 from torch.nn.functional import linear
 
 from sessions.engine.linear import Linear
-from sessions.engine.native.kernels import ARENA_BYTES, Arena, Kernels
+from sessions.engine.native.kernels import ARENA_BYTES, CACHE_LINE, Arena, Kernels
 
 SHAPES = [(1, 576, 960), (5, 32, 17), (6, 32, 16), (13, 1536, 48), (21, 96, 17), (300, 64, 40), (700, 320, 33)]
 """(rows, inputs, outputs): single rows, groups and tiles that are not full, odd numbers of blocks and of panels."""
@@ -53,6 +54,12 @@ def test_the_integers_of_a_file_are_found_again(
     assert torch.equal(torch.cat([kernels.linear(row[None], packed) for row in x]), got)
 
 
+def test_no_rows_are_no_rows(kernels: Kernels) -> None:
+    packed = kernels.pack_linear(as_stored(draw(16, 32), GGMLQuantizationType.Q4_1), None, 4)
+    assert packed is not None
+    assert kernels.linear(torch.empty(0, 32), packed).shape == (0, 16)
+
+
 def test_the_columns_of_the_identity_are_the_weights(kernels: Kernels) -> None:
     weight = as_stored(draw(24, 96), GGMLQuantizationType.Q4_1)
     packed = kernels.pack_linear(weight, None, 4)
@@ -63,12 +70,12 @@ def test_the_columns_of_the_identity_are_the_weights(kernels: Kernels) -> None:
 
 def test_an_arena_gives_memory_that_nobody_else_has() -> None:
     arena = Arena()
-    taken = [arena.take(num_bytes) for num_bytes in (1, 63, 64, 65, ARENA_BYTES - 300, ARENA_BYTES + 1, 7, 0)]
-    assert [len(memory) for memory in taken] == [1, 63, 64, 65, ARENA_BYTES - 300, ARENA_BYTES + 1, 7, 0]
-    for index, memory in enumerate(taken):
-        memory.fill_(index)
-    assert all(bool((memory == index).all()) for index, memory in enumerate(taken))
-    assert all(memory.data_ptr() % 64 == taken[0].data_ptr() % 64 for memory in taken[:4])
+    sizes = [1, 63, 64, 65, 3 << 20, ARENA_BYTES - 300, ARENA_BYTES + 1, 7] * 2
+    given = [torch.full((size,), index, dtype=torch.uint8) for index, size in enumerate(sizes)]
+    with ThreadPoolExecutor(4) as threads:
+        kept = list(threads.map(arena.keep, given))
+    assert all(torch.equal(one, other) for one, other in zip(kept, given, strict=True))
+    assert len({one.data_ptr() % CACHE_LINE for one in kept if len(one) <= 65}) == 1
 
 
 @pytest.mark.parametrize("bits", [4, 8])
