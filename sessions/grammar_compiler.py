@@ -34,6 +34,9 @@ FIXED_WHITESPACE: "Final[JsonCompileOptions]" = {
     "key_separator": ": ",
 }
 
+_STACK_SIZE: Final = threading.Lock()
+"""Held while `threading.stack_size`, one for all threads, is not what others want of it."""
+
 MAX_TRIED_TOKENS: Final = 512
 """Of those that a grammar forces at its beginning: so many are followed to see whether it can be."""
 
@@ -126,12 +129,13 @@ def _on_deep_stack(work: Callable[[], T]) -> T:
         except Exception as error:  # noqa: BLE001 - raised by the caller
             errors.append(error)
 
-    before = threading.stack_size(COMPILE_STACK_BYTES)
-    try:
-        thread = threading.Thread(target=run, name="anaphora-compile")
-        thread.start()
-    finally:
-        threading.stack_size(before)
+    thread = threading.Thread(target=run, name="anaphora-compile")
+    with _STACK_SIZE:
+        before = threading.stack_size(COMPILE_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
     thread.join()
     if errors:
         raise errors[0]
