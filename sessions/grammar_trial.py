@@ -8,6 +8,8 @@ interpreter's lock, so that nothing else runs in its process. A thread with a de
     none, or a refusal   ◀──   an answer
     `TooCostly`          ◀──   its pipe ends: it was killed, and the next trial has a new one
 
+Where no process can be had, short grammars pass untried and others are refused, until it is time to try to have one.
+
 What it costs: a grammar that is not known yet is compiled twice (a few milliseconds, as a rule), and the process, some
 70 MB and half a second to start, which a server has from its first grammar on.
 """
@@ -18,13 +20,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 import structlog
 
-from sessions.errors import InvalidRequest
+from sessions.errors import Draining, InvalidRequest
 from sessions.types import Grammar
 
 log = structlog.get_logger(__name__)
@@ -32,16 +35,24 @@ log = structlog.get_logger(__name__)
 MAX_STARVED: Final = 10
 """Times its processor time a trial may take on a busy machine."""
 MAX_START_S: Final = 60.0
+RETRY_START_S: Final = 30.0
+"""After a process that could not be had: an attempt may take all of `MAX_START_S`, while everybody waits."""
+MAX_UNTRIED_CHARACTERS: Final = 8_000
+"""Of a grammar that passes untried. What is known to be costly is told from the schema whatever its length."""
 
 
 class TooCostly(Exception):
     """It took more time or memory than it may."""
 
 
+class Untriable(TooCostly):
+    """There is no process to try it in, and it is too long to be compiled without."""
+
+
 class GrammarTrial:
     """seconds: of processor time, for each grammar. is_kept: the process stays for the next one.
 
-    tokenizer_json, eos_token_ids: as `GrammarCompiler` wants them. Where no process can be had, every grammar passes.
+    tokenizer_json, eos_token_ids: as `GrammarCompiler` wants them.
     """
 
     def __init__(
@@ -52,29 +63,70 @@ class GrammarTrial:
         self._seconds = seconds
         self._is_kept = is_kept
         self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        """Of `_child` and `is_closed`: whichever is set last, no process is left that `close` did not end."""
+        self.is_closed = False
+        self._start_at = 0.0
+        self._is_known_to_fail = False
 
     def __call__(self, grammar: Grammar) -> None:
-        """Raises InvalidRequest as `GrammarCompiler.compile` does, and TooCostly."""
-        child = self._child = self._child or self._spawned()
+        """Raises InvalidRequest as `GrammarCompiler.compile` does, TooCostly, and Draining once this is closed."""
+        child = self._child or self._started()
         if child is None:
+            if len(grammar.source) > MAX_UNTRIED_CHARACTERS:
+                raise Untriable
             return
         answer = _asked(child, asdict(grammar), self._seconds * MAX_STARVED)
         if answer is None or not self._is_kept:
-            self.close()
+            self._end_child()
         if answer is None:
+            self._refuse_if_closed()
             raise TooCostly
         if answer:
             raise InvalidRequest(**answer)
 
     def close(self) -> None:
-        """Ends the process. Any thread; who waits for an answer has TooCostly."""
-        child, self._child = self._child, None
+        """Ends the process, for good. Any thread; who waits for an answer, or asks from now on, has Draining."""
+        with self._lock:
+            self.is_closed = True
+        self._end_child()
+
+    def _end_child(self) -> None:
+        with self._lock:
+            child, self._child = self._child, None
         if child is not None:
             _end(child)
 
-    def _spawned(self) -> "subprocess.Popen[bytes] | None":
+    def _refuse_if_closed(self) -> None:
+        if self.is_closed:
+            raise Draining
+
+    def _started(self) -> "subprocess.Popen[bytes] | None":
+        """A new process; None if it cannot be had, or could not a moment ago."""
+        self._refuse_if_closed()
+        if time.monotonic() < self._start_at:
+            return None
         try:
-            child = subprocess.Popen(
+            child = self._spawned()
+            if self._is_ready(child):
+                self._is_known_to_fail = False
+                return child
+            reason = "it ended as it began, or did not begin in time"
+        except OSError as error:
+            reason = str(error)
+        self._end_child()
+        self._refuse_if_closed()
+        self._start_at = time.monotonic() + RETRY_START_S
+        if not self._is_known_to_fail:
+            self._is_known_to_fail = True
+            log.warning("no process to try grammars in: short ones are compiled untried, others refused", reason=reason)
+        return None
+
+    def _spawned(self) -> "subprocess.Popen[bytes]":
+        """`_child` from its first moment, so that it can be ended. Raises OSError and Draining."""
+        with self._lock:
+            self._refuse_if_closed()
+            self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sessions.grammar_child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -82,19 +134,15 @@ class GrammarTrial:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 start_new_session=True,  # a terminal's Ctrl-C is for us
             )
-        except OSError as error:
-            log.warning("grammars are compiled untried: no process for them", error=str(error))
-            return None
+            return self._child
+
+    def _is_ready(self, child: "subprocess.Popen[bytes]") -> bool:
         given = {
             "seconds": self._seconds,
             "tokenizer": self._tokenizer_json(),
             "eos_token_ids": [*self._eos_token_ids],
         }
-        if _asked(child, given, MAX_START_S) is None:
-            _end(child)
-            log.warning("grammars are compiled untried: the process for them ended as it began")
-            return None
-        return child
+        return _asked(child, given, MAX_START_S) is not None
 
 
 def _asked(child: "subprocess.Popen[bytes]", question: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:

@@ -6,28 +6,29 @@
     constraint  a copy of the prototype, made when the engine first asks; it follows one output
 
 There are two lanes. In the quick one a grammar has a second of processor time; what needs more goes to the patient one,
-so that others wait a second for it and not for all of it. Where too many wait for that, one more is told to come again.
+so that others wait a second for it and not for all of it. In each the tenants take turns. Where too many of a tenant's
+wait, one more is told to come again.
 
 Control tokens are no text: only a Lark grammar that names one (`<tool_call>`) lets it be drawn. The end-of-reply tokens
 are legal exactly where the output matches as it stands.
 """
 
-import asyncio
 import contextlib
 import re
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Final
 
 import structlog
 from llguidance import LLMatcher
 
-from sessions.errors import InvalidRequest, Overloaded
+from sessions.errors import InvalidRequest
 from sessions.grammar_compiler import GrammarCompiler, reason_of, refused
-from sessions.grammar_trial import GrammarTrial, TooCostly
+from sessions.grammar_lane import GrammarLane
+from sessions.grammar_trial import MAX_UNTRIED_CHARACTERS, GrammarTrial, TooCostly, Untriable
 from sessions.tokenizer import Tokenizer
 from sessions.types import Grammar
 
@@ -42,8 +43,11 @@ MAX_PROTOTYPES: Final = 32
 
 QUICK_S: Final = 1.0
 PATIENT_S: Final = 4.0
+MAX_QUICK: Final = 128
 MAX_PATIENT: Final = 4
-"""Grammars in the patient lane, waiting or being tried."""
+"""A tenant's grammars in each lane, waiting or being tried."""
+MAX_QUICK_WAIT_S: Final = 10.0
+"""For those of the same tenant: a hundred ordinary ones take less, a hundred costly ones minutes."""
 
 _NAMED_ID: Final = re.compile(r"<\[(\d+)\]>")
 
@@ -58,23 +62,29 @@ class Grammars:
         self._prototypes: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._patience_s = patience_s[-1]
-        self._num_patient = 0
-        self._quick = _Lane(tokenizer, patience_s[0], is_kept=True)
-        self._patient = _Lane(tokenizer, patience_s[1], is_kept=False)
+        self._quick = GrammarLane(
+            _trial(tokenizer, patience_s[0], is_kept=True),
+            max_line=MAX_QUICK,
+            max_wait_s=MAX_QUICK_WAIT_S,
+            retry_after_s=patience_s[0],
+        )
+        self._patient = GrammarLane(
+            _trial(tokenizer, patience_s[1], is_kept=False), max_line=MAX_PATIENT, retry_after_s=patience_s[1]
+        )
 
     @property
     def is_usable(self) -> bool:
         """Can llguidance read the model's tokenizer?"""
         return self._compiler is not None
 
-    async def compile(self, grammar: Grammar) -> "CompiledGrammar":
-        """Off the event loop if it is not known. Raises InvalidRequest, with `grammar.param`, and Overloaded."""
+    async def compile(self, grammar: Grammar, tenant_id: str = "") -> "CompiledGrammar":
+        """Off the event loop if it is not known. Raises InvalidRequest, with `grammar.param`, Overloaded, Draining."""
         prototype = self._known(grammar)
         if prototype is None:
             for part in (*grammar.parts, grammar):
                 if len(part.source) > MAX_SOURCE_CHARACTERS:
                     raise refused(part, f"it is longer than {MAX_SOURCE_CHARACTERS} characters")
-            prototype = await self._prototype(grammar)
+            prototype = await self._prototype(grammar, tenant_id)
         return CompiledGrammar(grammar, prototype, self._eos_token_ids, self._mask_bytes)
 
     def close(self) -> None:
@@ -88,48 +98,31 @@ class Grammars:
                 self._prototypes.move_to_end(grammar)
             return prototype
 
-    async def _prototype(self, grammar: Grammar) -> LLMatcher:
-        loop = asyncio.get_running_loop()
+    async def _prototype(self, grammar: Grammar, tenant_id: str) -> LLMatcher:
         with contextlib.suppress(TooCostly):
-            return await loop.run_in_executor(self._quick.worker, self._compile, grammar, self._quick.trial)
-        if self._num_patient == MAX_PATIENT:
-            raise Overloaded("Too many grammars that take long to compile are waiting.", retry_after_s=self._patience_s)
-        self._num_patient += 1
+            return await self._quick.run(tenant_id, grammar, partial(self._compile, grammar, self._quick))
         try:
-            return await loop.run_in_executor(self._patient.worker, self._compile, grammar, self._patient.trial)
+            return await self._patient.run(tenant_id, grammar, partial(self._compile, grammar, self._patient))
+        except Untriable:
+            reason = f"longer than {MAX_UNTRIED_CHARACTERS} characters, it may be too costly to compile at present"
         except TooCostly:
-            log.warning("a grammar took too long to compile", kind=grammar.kind, num_characters=len(grammar.source))
+            log.warning("a grammar takes too long to compile", kind=grammar.kind, num_characters=len(grammar.source))
             reason = f"it takes more than {self._patience_s:g} s, or too much memory, to compile"
-            raise refused(grammar, reason) from None
-        finally:
-            self._num_patient -= 1
+        raise refused(grammar, reason)
 
-    def _compile(self, grammar: Grammar, trial: GrammarTrial) -> LLMatcher:
+    def _compile(self, grammar: Grammar, lane: GrammarLane) -> LLMatcher:
         """Worker thread."""
         prototype = self._known(grammar)  # a request before this one may have had the same
         if prototype is None:
             if self._compiler is None:
                 raise refused(grammar, "this server's model has a tokenizer for which no grammar can be compiled")
-            trial(grammar)
+            lane.check(grammar)
             prototype, self._mask_bytes = self._compiler.compile(grammar)
             with self._lock:
                 self._prototypes[grammar] = prototype
                 if len(self._prototypes) > MAX_PROTOTYPES:
                     self._prototypes.popitem(last=False)
         return prototype
-
-
-class _Lane:
-    """A thread with its trial."""
-
-    def __init__(self, tokenizer: Tokenizer, seconds: float, *, is_kept: bool) -> None:
-        eos_token_ids = sorted(tokenizer.eos_token_ids)
-        self.trial = GrammarTrial(tokenizer.json_without_control_texts, eos_token_ids, seconds, is_kept=is_kept)
-        self.worker = ThreadPoolExecutor(1, "anaphora-grammar")
-
-    def close(self) -> None:
-        self.worker.shutdown(wait=False, cancel_futures=True)
-        self.trial.close()
 
 
 class CompiledGrammar:
@@ -229,3 +222,8 @@ def _compiler(tokenizer: Tokenizer) -> GrammarCompiler | None:
     except ValueError as error:
         log.warning("no grammars: llguidance cannot read this tokenizer", reason=str(error)[:200])
         return None
+
+
+def _trial(tokenizer: Tokenizer, seconds: float, *, is_kept: bool) -> GrammarTrial:
+    eos_token_ids = sorted(tokenizer.eos_token_ids)
+    return GrammarTrial(tokenizer.json_without_control_texts, eos_token_ids, seconds, is_kept=is_kept)

@@ -153,7 +153,7 @@ class ChatService:
         prompted = await self._prompter.prompt(request, is_open=is_open)
         request = self._constrained(request, prompted)
         grammar = request.params.grammar if is_open else None
-        compiled = None if grammar is None else await self.grammars.compile(grammar)
+        compiled = None if grammar is None else await self.grammars.compile(grammar, request.tenant.id)
         if request.wants_explanation:
             explanation = await self._explainer.explain(request, prompted)
             prompted = replace(prompted, report=replace(prompted.report, explanation=explanation))

@@ -11,9 +11,10 @@ from queue import Queue
 from typing import Any
 
 import pytest
+import structlog
 
 from sessions import grammar_trial
-from sessions.errors import InvalidRequest, Overloaded
+from sessions.errors import Draining, InvalidRequest
 from sessions.grammars import Grammars
 from sessions.types import Grammar
 from tests.fakes import byte_tokenizer
@@ -93,19 +94,6 @@ async def test_others_do_not_wait_for_what_is_slow(make: Make, patient: Children
         await slow
 
 
-async def test_only_so_many_slow_ones_wait(make: Make, patient: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessions.grammars.MAX_PATIENT", 1)
-    grammars = make(0.15, PATIENT_S)
-    slow = asyncio.ensure_future(grammars.compile(SLOW))
-    child = await one_of(patient)
-    child.send_signal(signal.SIGSTOP)
-    with pytest.raises(Overloaded):
-        await grammars.compile(Grammar("json_schema", SLOW.source + " "))
-    child.send_signal(signal.SIGCONT)
-    assert (await slow).constraint().error is None
-    assert (await grammars.compile(Grammar("json_schema", SLOW.source + "  "))).constraint().error is None
-
-
 async def test_a_process_that_hangs_is_ended(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     grammars = make(30, 30)
     await grammars.compile(QUICK)
@@ -147,12 +135,68 @@ async def test_where_no_process_can_be_had_grammars_are_served(
         await grammars.compile(Grammar("json_schema", json.dumps({"not": {}})))
 
 
+@pytest.mark.parametrize("executable", ["/nowhere", "/bin/false"])
+async def test_without_a_process_long_grammars_are_refused_and_few_are_begun(
+    make: Make, monkeypatch: pytest.MonkeyPatch, executable: str
+) -> None:
+    """Until there is one: nothing is remembered of what was refused for want of it."""
+    num_begun = [0, 0]
+    spawned = grammar_trial.GrammarTrial._spawned
+
+    def counted(trial: grammar_trial.GrammarTrial) -> Any:
+        num_begun[trial._is_kept] += 1
+        return spawned(trial)
+
+    monkeypatch.setattr(grammar_trial.GrammarTrial, "_spawned", counted)
+    long = Grammar("json_schema", json.dumps({"const": "x" * grammar_trial.MAX_UNTRIED_CHARACTERS}), "here")
+    grammars = make(30, 30)
+    with structlog.testing.capture_logs() as logs, monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", executable)
+        for _ in range(2):
+            await grammars.compile(QUICK)
+            await grammars.compile(OTHER)
+            with pytest.raises(InvalidRequest, match="costly") as refused:
+                await grammars.compile(long)
+            assert (refused.value.param, refused.value.code) == ("here", "invalid_value")
+        assert num_begun == [1, 1], "once by each lane, and then not for a while"
+        grammars._quick.trial._start_at = 0  # the while is over
+        with pytest.raises(InvalidRequest, match="costly"):
+            await grammars.compile(long)
+        assert num_begun == [1, 2]
+    assert [log["log_level"] for log in logs] == ["warning", "warning"], "once by each lane"
+    grammars._quick.trial._start_at = 0
+    assert (await grammars.compile(long)).constraint().error is None
+    assert num_begun == [1, 3]
+
+
 async def test_closing_waits_for_no_trial(make: Make, patient: Children) -> None:
     grammars = make(0.15, PATIENT_S)
     slow = asyncio.ensure_future(grammars.compile(SLOW))
     child = await one_of(patient)
     child.send_signal(signal.SIGSTOP)
     grammars.close()
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(Draining):
         await slow
     assert child.poll() is not None
+
+
+async def test_closing_ends_a_process_that_only_begins(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: Children = Queue()
+    ask = grammar_trial._asked
+
+    def asked(child: subprocess.Popen[bytes], question: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
+        child.send_signal(signal.SIGSTOP)
+        begun.put(child)
+        return ask(child, question, timeout_s)
+
+    monkeypatch.setattr(grammar_trial, "_asked", asked)
+    monkeypatch.setattr(grammar_trial, "MAX_START_S", 5.0)
+    grammars = make(30, 30)
+    first, second = (asyncio.ensure_future(grammars.compile(each)) for each in (QUICK, OTHER))
+    child = await one_of(begun)
+    grammars.close()
+    assert child.poll() == -signal.SIGKILL
+    for each in (first, second, grammars.compile(QUICK)):
+        with pytest.raises(Draining):
+            await each
+    assert begun.empty(), "none is begun after it"
