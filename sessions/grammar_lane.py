@@ -5,7 +5,8 @@
 
 A line is bounded, in grammars and in the time that one stands in it: however many costly ones a tenant sends at once,
 another waits for one of them, and the tenant itself for seconds. What took too long is remembered by its digest, and
-not tried again: it would take as long as before. Not for ever, as a process may also die of a busy machine.
+not tried again: it would take as long as before. Not for ever, as a process may also die of a busy machine, and for
+its tenant alone: a refusal at once would tell another that somebody had sent the same.
 """
 
 import asyncio
@@ -52,7 +53,7 @@ class GrammarLane:
 
         Raises what it does, TooCostly, Overloaded, and Draining once this is closed.
         """
-        if grammar in self._costly:
+        if (tenant_id, grammar) in self._costly:
             raise TooCostly
         line = self._lines.setdefault(tenant_id, _Line())
         if line.length == self._max_line:
@@ -71,16 +72,16 @@ class GrammarLane:
             if not line.length:
                 del self._lines[tenant_id]
 
-    def check(self, grammar: Grammar) -> None:
+    def check(self, tenant_id: str, grammar: Grammar) -> None:
         """Raises InvalidRequest, TooCostly and Draining, as the trial does."""
-        if grammar in self._costly:  # one before it in the line may have been the same
+        if (tenant_id, grammar) in self._costly:  # one before it in the line may have been the same
             raise TooCostly
         try:
             self.trial(grammar)
         except Untriable:
             raise
         except TooCostly:
-            self._costly.add(grammar)
+            self._costly.add(tenant_id, grammar)
             raise
 
     def close(self) -> None:
@@ -101,17 +102,17 @@ class _Line:
 
 
 class _Costly:
-    """Digests of grammars, each until a time. Any thread."""
+    """Digests of tenants' grammars, each until a time. Any thread."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __contains__(self, grammar: Grammar) -> bool:
-        return bool(self._until) and self._until.get(_digest(grammar), 0.0) > time.monotonic()
+    def __contains__(self, sent: tuple[str, Grammar]) -> bool:
+        return bool(self._until) and self._until.get(_digest(*sent), 0.0) > time.monotonic()
 
-    def add(self, grammar: Grammar) -> None:
-        digest = _digest(grammar)
+    def add(self, tenant_id: str, grammar: Grammar) -> None:
+        digest = _digest(tenant_id, grammar)
         with self._lock:
             self._until[digest] = time.monotonic() + COSTLY_S
             self._until.move_to_end(digest)
@@ -119,7 +120,7 @@ class _Costly:
                 self._until.popitem(last=False)
 
 
-def _digest(grammar: Grammar) -> bytes:
-    """Of what makes two grammars equal."""
-    text = f"{grammar.kind}\0{grammar.is_lenient}\0{grammar.source}"
+def _digest(tenant_id: str, grammar: Grammar) -> bytes:
+    """Of what makes two grammars equal, and of whose it is."""
+    text = f"{len(tenant_id)} {tenant_id} {grammar.kind} {grammar.is_lenient} {grammar.source}"
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -100,9 +100,11 @@ class Grammars:
 
     async def _prototype(self, grammar: Grammar, tenant_id: str) -> LLMatcher:
         with contextlib.suppress(TooCostly):
-            return await self._quick.run(tenant_id, grammar, partial(self._compile, grammar, self._quick))
+            return await self._quick.run(tenant_id, grammar, partial(self._compile, tenant_id, grammar, self._quick))
         try:
-            return await self._patient.run(tenant_id, grammar, partial(self._compile, grammar, self._patient))
+            return await self._patient.run(
+                tenant_id, grammar, partial(self._compile, tenant_id, grammar, self._patient)
+            )
         except Untriable:
             reason = f"longer than {MAX_UNTRIED_CHARACTERS} characters, it may be too costly to compile at present"
         except TooCostly:
@@ -110,13 +112,13 @@ class Grammars:
             reason = f"it takes more than {self._patience_s:g} s, or too much memory, to compile"
         raise refused(grammar, reason)
 
-    def _compile(self, grammar: Grammar, lane: GrammarLane) -> LLMatcher:
+    def _compile(self, tenant_id: str, grammar: Grammar, lane: GrammarLane) -> LLMatcher:
         """Worker thread."""
         prototype = self._known(grammar)  # a request before this one may have had the same
         if prototype is None:
             if self._compiler is None:
                 raise refused(grammar, "this server's model has a tokenizer for which no grammar can be compiled")
-            lane.check(grammar)
+            lane.check(tenant_id, grammar)
             prototype, self._mask_bytes = self._compiler.compile(grammar)
             with self._lock:
                 self._prototypes[grammar] = prototype

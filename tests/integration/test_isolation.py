@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from sessions.errors import Overloaded
+from sessions.grammar_lane import _Line
 from sessions.service import ChatService
 from sessions.types import (
     Breakpoint,
     ChatRequest,
     CompletionRequest,
+    Grammar,
     Message,
     Part,
     SamplingParams,
@@ -112,6 +115,23 @@ async def test_a_tenant_with_a_budget_keeps_no_more_and_pushes_nobody_out() -> N
         assert alice > len(SECRET) and 0 < bob <= 8 * 16
     finally:
         await service.close()
+
+
+async def test_a_tenant_s_new_schemas_stand_in_its_own_line(
+    service: ChatService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many bob sends, alice's do not find the line full."""
+    lane = service.grammars._quick
+    monkeypatch.setattr(lane, "_max_line", 1)
+    lane._lines["bob"] = _Line(length=1)
+
+    def asked(tenant: str) -> ChatRequest:
+        params = SamplingParams(temperature=0, max_tokens=8, grammar=Grammar("json_schema", '{"const": 7}'))
+        return replace(request("Hello.", tenant), params=params)
+
+    with pytest.raises(Overloaded):
+        await service.start(asked("bob"))
+    assert (await work(service, asked("alice")))[1] == "7"
 
 
 # -- content that the operator declared shared: it, and nothing else, is common to tenants --

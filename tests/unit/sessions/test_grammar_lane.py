@@ -96,10 +96,11 @@ async def test_what_is_known_to_be_too_costly_waits_for_nobody(make: Make, trial
     grammars = make(30, 30)
     resume = await held(grammars, trials)
     for lane in (grammars._quick, grammars._patient):
-        lane._costly.add(constant(1))
+        lane._costly.add("b", constant(1))
     with pytest.raises(InvalidRequest, match="more than 30 s"):
         await asyncio.wait_for(grammars.compile(constant(1), "b"), 5)
     await resume()
+    assert (await grammars.compile(constant(1), "c")).constraint().error is None, "nobody is told of another's"
 
 
 async def test_what_the_quick_lane_could_not_goes_to_the_other_at_once(make: Make, trials: Trials) -> None:
@@ -182,10 +183,11 @@ async def test_closing_sends_away_who_waits(make: Make, trials: Trials) -> None:
 def test_of_what_was_too_costly_the_latest_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     costly = _Costly()
     for number in range(MAX_COSTLY + 1):
-        costly.add(constant(number))
-    assert constant(0) not in costly and constant(1) in costly and constant(MAX_COSTLY) in costly
-    assert Grammar("json_schema", constant(1).source, is_lenient=True) not in costly
-    assert Grammar("lark", constant(1).source) not in costly
+        costly.add("a", constant(number))
+    assert [("a", constant(number)) in costly for number in (0, 1, MAX_COSTLY)] == [False, True, True]
+    assert ("b", constant(1)) not in costly
+    assert ("a", Grammar("json_schema", constant(1).source, is_lenient=True)) not in costly
+    assert ("a", Grammar("lark", constant(1).source)) not in costly
     monkeypatch.setattr("sessions.grammar_lane.COSTLY_S", 0.0)
-    costly.add(constant(1))
-    assert constant(1) not in costly
+    costly.add("a", constant(1))
+    assert ("a", constant(1)) not in costly
