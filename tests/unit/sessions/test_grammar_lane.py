@@ -171,13 +171,15 @@ async def test_only_so_many_slow_ones_of_a_tenant_wait(
 
 async def test_closing_sends_away_who_waits(make: Make, trials: Trials) -> None:
     grammars = make(30, 30)
-    await held(grammars, trials)
+    resume = await held(grammars, trials)
     waiting = [asyncio.ensure_future(grammars.compile(constant(n), tenant)) for n, tenant in ((1, "a"), (2, "b"))]
     await asyncio.sleep(0)
     grammars.close()
     for each in waiting:
         with pytest.raises(Draining):
             await asyncio.wait_for(each, 5)
+    with pytest.raises(Draining):
+        await resume()
 
 
 def test_of_what_was_too_costly_the_latest_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
