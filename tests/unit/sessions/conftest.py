@@ -1,12 +1,22 @@
-"""Tokenizer folders for the text side: three small ones trained here, and the default model's own."""
+"""Tokenizer folders for the text side: three small ones trained here, and the default model's own. Grammars, and the
+trials of them."""
 
 import json
+import subprocess
+from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
+from queue import Queue
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sessions import grammar_trial
+from sessions.grammars import Grammars
+from tests.fakes import byte_tokenizer
+from tests.unit.sessions.trials import Make, Trials
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog; user assistant system tool hello world",
@@ -148,3 +158,32 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=train_byte_level()).save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    """Grammars with so much patience in each lane."""
+    made: list[Grammars] = []
+    tokenizer = byte_tokenizer()
+
+    def make(*patience_s: float) -> Grammars:
+        made.append(Grammars(tokenizer, patience_s=patience_s))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
+    begun: Trials = Queue()
+    ask = grammar_trial._asked
+
+    def asked(child: subprocess.Popen[bytes], question: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
+        if "source" in question:
+            begun.put((question["source"], child))
+        return ask(child, question, timeout_s)
+
+    monkeypatch.setattr(grammar_trial, "_asked", asked)
+    return begun

@@ -3,64 +3,21 @@
 import asyncio
 import json
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from queue import Queue
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from sessions import grammar_trial
 from sessions.errors import Draining, InvalidRequest, Overloaded
 from sessions.grammar_lane import MAX_COSTLY, _Costly
 from sessions.grammars import Grammars
 from sessions.types import Grammar
-from tests.fakes import byte_tokenizer
-from tests.schemas import closed
+from tests.unit.sessions.trials import PATIENT_S, SLOW, Make, Trials, one_of, patient_one
 
-TOKENIZER = byte_tokenizer()
-SLOW = json.dumps(closed(**{f"field_{n}": {"type": "string"} for n in range(5000)}))
-"""Half a second of processor time."""
-QUICK_S, PATIENT_S = 0.15, 31.0
-
-Make = Callable[..., Grammars]
-Trials = Queue[tuple[str, subprocess.Popen[bytes]]]
-
-
-@pytest.fixture
-async def make() -> AsyncIterator[Make]:
-    made: list[Grammars] = []
-
-    def make(*patience_s: float) -> Grammars:
-        made.append(Grammars(TOKENIZER, patience_s=patience_s))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
-    """What is tried, as it begins to be, and where."""
-    begun: Trials = Queue()
-    ask = grammar_trial._asked
-
-    def asked(child: subprocess.Popen[bytes], question: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
-        if "source" in question:
-            begun.put((question["source"], child))
-        return ask(child, question, timeout_s)
-
-    monkeypatch.setattr(grammar_trial, "_asked", asked)
-    return begun
+QUICK_S = 0.15
 
 
 def constant(number: int) -> Grammar:
     return Grammar("json_schema", json.dumps({"const": number}))
-
-
-async def one_of(trials: Trials) -> tuple[str, subprocess.Popen[bytes]]:
-    return await asyncio.to_thread(trials.get, timeout=20)
 
 
 async def held(grammars: Grammars, trials: Trials) -> Callable[[], Awaitable[None]]:
@@ -157,8 +114,7 @@ async def test_only_so_many_slow_ones_of_a_tenant_wait(
     monkeypatch.setattr("sessions.grammars.MAX_PATIENT", 1)
     grammars = make(QUICK_S, PATIENT_S)
     slow = asyncio.ensure_future(grammars.compile(Grammar("json_schema", SLOW), "a"))
-    await one_of(trials)
-    child = (await one_of(trials))[1]
+    child = await patient_one(trials)
     child.send_signal(signal.SIGSTOP)
     with pytest.raises(Overloaded):
         await grammars.compile(Grammar("json_schema", SLOW + " "), "a")

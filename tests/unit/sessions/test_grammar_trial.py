@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
 from queue import Queue
 from typing import Any
 
@@ -15,58 +14,18 @@ import structlog
 
 from sessions import grammar_trial
 from sessions.errors import Draining, InvalidRequest
-from sessions.grammars import Grammars
 from sessions.types import Grammar
-from tests.fakes import byte_tokenizer
-from tests.schemas import closed
+from tests.unit.sessions.trials import PATIENT_S, SLOW, Make, Trials, patient_one
 
-TOKENIZER = byte_tokenizer()
-SLOW = Grammar("json_schema", json.dumps(closed(**{f"field_{n}": {"type": "string"} for n in range(5000)})), "here")
-"""Half a second of processor time."""
+SLOW_ONE = Grammar("json_schema", SLOW, "here")
 QUICK = Grammar("json_schema", json.dumps({"const": 1}))
 OTHER = Grammar("json_schema", json.dumps({"const": 2}))
-
-Make = Callable[..., Grammars]
-Children = Queue[subprocess.Popen[bytes]]
-PATIENT_S = 31.0
-
-
-@pytest.fixture
-async def make() -> AsyncIterator[Make]:
-    made: list[Grammars] = []
-
-    def make(*patience_s: float) -> Grammars:
-        made.append(Grammars(TOKENIZER, patience_s=patience_s))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> Children:
-    """The processes in which the patient lane tries grammars, as it begins to."""
-    children: Children = Queue()
-    ask = grammar_trial._asked
-
-    def asked(child: subprocess.Popen[bytes], question: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
-        if timeout_s == PATIENT_S * grammar_trial.MAX_STARVED and "source" in question:
-            children.put(child)
-        return ask(child, question, timeout_s)
-
-    monkeypatch.setattr(grammar_trial, "_asked", asked)
-    return children
-
-
-async def one_of(children: Children) -> subprocess.Popen[bytes]:
-    return await asyncio.to_thread(children.get, timeout=20)
 
 
 async def test_what_takes_too_long_is_refused_by_name_and_others_are_not(make: Make) -> None:
     grammars = make(0.1, 0.15)
     with pytest.raises(InvalidRequest, match=r"more than 0\.15 s") as refused:
-        await grammars.compile(SLOW)
+        await grammars.compile(SLOW_ONE)
     assert (refused.value.param, refused.value.code) == ("here", "invalid_value")
     assert (await grammars.compile(QUICK)).constraint().error is None
 
@@ -74,7 +33,7 @@ async def test_what_takes_too_long_is_refused_by_name_and_others_are_not(make: M
 async def test_what_is_slow_has_its_time_elsewhere(make: Make) -> None:
     """And the process that it had is gone; the other stays."""
     grammars = make(0.15, PATIENT_S)
-    assert (await grammars.compile(SLOW)).constraint().error is None
+    assert (await grammars.compile(SLOW_ONE)).constraint().error is None
     assert grammars._patient.trial._child is None
     await grammars.compile(QUICK)
     child = grammars._quick.trial._child
@@ -82,10 +41,10 @@ async def test_what_is_slow_has_its_time_elsewhere(make: Make) -> None:
     assert grammars._quick.trial._child is child is not None
 
 
-async def test_others_do_not_wait_for_what_is_slow(make: Make, patient: Children) -> None:
+async def test_others_do_not_wait_for_what_is_slow(make: Make, trials: Trials) -> None:
     grammars = make(0.15, PATIENT_S)
-    slow = asyncio.ensure_future(grammars.compile(SLOW))
-    child = await one_of(patient)
+    slow = asyncio.ensure_future(grammars.compile(SLOW_ONE))
+    child = await patient_one(trials)
     child.send_signal(signal.SIGSTOP)
     assert (await grammars.compile(QUICK)).constraint().error is None
     assert not slow.done()
@@ -169,10 +128,10 @@ async def test_without_a_process_long_grammars_are_refused_and_few_are_begun(
     assert num_begun == [1, 3]
 
 
-async def test_closing_waits_for_no_trial(make: Make, patient: Children) -> None:
+async def test_closing_waits_for_no_trial(make: Make, trials: Trials) -> None:
     grammars = make(0.15, PATIENT_S)
-    slow = asyncio.ensure_future(grammars.compile(SLOW))
-    child = await one_of(patient)
+    slow = asyncio.ensure_future(grammars.compile(SLOW_ONE))
+    child = await patient_one(trials)
     child.send_signal(signal.SIGSTOP)
     grammars.close()
     with pytest.raises(Draining):
@@ -181,7 +140,7 @@ async def test_closing_waits_for_no_trial(make: Make, patient: Children) -> None
 
 
 async def test_closing_ends_a_process_that_only_begins(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: Children = Queue()
+    begun: Queue[subprocess.Popen[bytes]] = Queue()
     ask = grammar_trial._asked
 
     def asked(child: subprocess.Popen[bytes], question: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
@@ -193,7 +152,7 @@ async def test_closing_ends_a_process_that_only_begins(make: Make, monkeypatch: 
     monkeypatch.setattr(grammar_trial, "MAX_START_S", 5.0)
     grammars = make(30, 30)
     first, second = (asyncio.ensure_future(grammars.compile(each)) for each in (QUICK, OTHER))
-    child = await one_of(begun)
+    child = await asyncio.to_thread(begun.get, timeout=20)
     grammars.close()
     assert child.poll() == -signal.SIGKILL
     for each in (first, second, grammars.compile(QUICK)):
