@@ -153,9 +153,6 @@ struct Vectors {
             default: attend_rows<6>(work, pool, tile, r0, run, soften);
         }
     }
-
-    static void begin(int) {}
-    static void end() {}
 };
 
 }  // namespace

@@ -74,7 +74,6 @@ void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) 
     for (int r = 0; r < num_rows; r++)
         Engine::put_query(desk.work, r, call.query + (first_row + r / group) * call.query_row + (first_head + r % group) * call.query_head,
                           pool.head_dim, call.scaling * LOG2_E);
-    Engine::begin(num_rows);
     Running& run = desk.run;
     if (task.part >= 0) {
         const int64_t begin = (int64_t)task.part * PARTITION;
@@ -85,7 +84,7 @@ void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) 
             to[1] = sum_of<Engine::L>(load_of<Engine::L>(run.total + r * WIDE));
             memcpy(to + 2, run.sum + r * run.stride, sizeof(float) * vd);
         }
-        return Engine::end();
+        return;
     }
     int64_t begin = 0;
     if (call.window) {
@@ -103,7 +102,6 @@ void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) 
             merge_row(&desk.peak[r], &desk.total[r], call.out + ((first_row + r / group) * call.q_heads + first_head + r % group) * vd,
                       run.peak[r], sum_of<Engine::L>(load_of<Engine::L>(run.total + r * WIDE)), run.sum + r * run.stride, vd);
     }
-    Engine::end();
     for (int r = 0; r < num_rows; r++) {
         float* to = call.out + ((first_row + r / group) * call.q_heads + first_head + r % group) * vd;
         const float inverse = 1.0f / desk.total[r];

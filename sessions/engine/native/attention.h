@@ -94,6 +94,17 @@ inline void prefetch(const void* from, int64_t bytes) {
     for (const char *p = (const char*)from, *end = p + bytes; p < end; p += 64) __builtin_prefetch(p, 0, 2);
 }
 
+// 2 to the x for x from -1/2 to 1/2.
+template <int L>
+inline typename Of<L>::floats exp2_of_rest(typename Of<L>::floats x) {
+    typename Of<L>::floats y = splat_of<L>(1.3276471874e-3f);
+    y = y * x + 9.6755413335e-3f;
+    y = y * x + 5.5507132739e-2f;
+    y = y * x + 2.4022119724e-1f;
+    y = y * x + 6.9314696706e-1f;
+    return y * x + 1.0f;
+}
+
 // 2 to the x for x <= SLACK or so: relative error about 2e-7; 0 below -126.5 (-125.5 with AVX-512).
 template <int L>
 inline typename Of<L>::floats exp2_of(typename Of<L>::floats x) {
@@ -102,27 +113,14 @@ inline typename Of<L>::floats exp2_of(typename Of<L>::floats x) {
 #if defined(__AVX512F__)
     if constexpr (L == 16) {
         const __m512 whole = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        const v r = x - (v)whole;
-        v y = splat_of<L>(1.3276471874e-3f);
-        y = y * r + 9.6755413335e-3f;
-        y = y * r + 5.5507132739e-2f;
-        y = y * r + 2.4022119724e-1f;
-        y = y * r + 6.9314696706e-1f;
-        y = y * r + 1.0f;
+        const v y = exp2_of_rest<L>(x - (v)whole);
         return (v)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(whole, _mm512_set1_ps(-126), _CMP_NLE_UQ), (__m512)y, whole);
     }
 #endif
     const v floor_at = splat_of<L>(-127.0f);
     x = x < floor_at ? floor_at : x;  // NaN stays
     const vi whole = __builtin_convertvector(x + 128.5f, vi) - 128;  // conversion truncates: to nearest
-    const v r = x - __builtin_convertvector(whole, v);
-    v y = splat_of<L>(1.3276471874e-3f);
-    y = y * r + 9.6755413335e-3f;
-    y = y * r + 5.5507132739e-2f;
-    y = y * r + 2.4022119724e-1f;
-    y = y * r + 6.9314696706e-1f;
-    y = y * r + 1.0f;
-    return y * (v)((whole + 127) << 23);
+    return exp2_of_rest<L>(x - __builtin_convertvector(whole, v)) * (v)((whole + 127) << 23);
 }
 
 template <int L>
