@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sessions.chat_template import TEMPLATE_DATE
 from sessions.doctor.finding import Finding, failure, fine
 from sessions.doctor.folders import cache_folder, disk_tier
 from sessions.doctor.machine import device, kernels, memory
@@ -13,7 +14,7 @@ from sessions.doctor.text import tokenizer_findings
 from sessions.errors import ModelRefused
 from sessions.model_folder import ModelFolder, resolve_model
 from sessions.startup import ServiceOptions, load_checked_model
-from sessions.tokenizer import TEMPLATE_DATE, Tokenizer
+from sessions.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from sessions.engine.loaded import LoadedModel

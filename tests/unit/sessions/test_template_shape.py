@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from sessions.chat_template import DEFAULT_TEMPLATE
 from sessions.conversation import canonical
 from sessions.prompt import ChatTemplate
 from sessions.render import Known, render
 from sessions.template_shape import writes_each_alone
-from sessions.tokenizer import DEFAULT_TEMPLATE, Tokenizer
+from sessions.tokenizer import Tokenizer
 from sessions.types import Message
 from tests import templates
 from tests.fakes import CHATML_WITH_TOOLS, byte_tokenizer

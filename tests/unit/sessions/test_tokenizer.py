@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from sessions import control_tokens, plain_encoder
-from sessions import tokenizer as tokenizer_module
+from sessions.chat_template import TEMPLATE_DATE
 from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from sessions.plain_encoder import TooManyTokensError
 from sessions.tokenizer import Tokenizer
@@ -210,7 +210,7 @@ def test_the_date_in_a_template_is_pinned_and_in_the_digest(chatml_folder: Path,
     (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}{{ messages[0]['content'] }}")
     tokenizer = Tokenizer.load(tmp_path)
     assert render([Message("user", "!")], [], tokenizer.template).text == "26 Jul 2024!"
-    other = Tokenizer.load(tmp_path, today=tokenizer_module.TEMPLATE_DATE.replace(year=2025))
+    other = Tokenizer.load(tmp_path, today=TEMPLATE_DATE.replace(year=2025))
     assert render([Message("user", "!")], [], other.template).text == "26 Jul 2025!"
     assert other.template_digest != tokenizer.template_digest
     assert other.digest == tokenizer.digest == Tokenizer.load(chatml_folder).digest

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sessions.chat_template import TEMPLATE_DATE
 from sessions.doctor.finding import Finding
 from sessions.doctor.template import CONSTRUCTS, TURNS, date_finding, first_break, template_findings
-from sessions.tokenizer import TEMPLATE_DATE, Tokenizer
+from sessions.tokenizer import Tokenizer
 from tests.fakes import CHATML_WITH_TOOLS, byte_tokenizer
 
 TURN = "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}"
