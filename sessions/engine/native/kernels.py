@@ -80,7 +80,10 @@ class Arena:
         size = len(packed)
         with self._lock:
             if self._taken + size > len(self._chunk):
-                self._chunk, self._taken = np.empty(max(size, ARENA_BYTES), np.uint8), 0
+                chunk = np.empty(max(size, ARENA_BYTES) + CACHE_LINE, np.uint8)
+                # malloc promises 16 bytes: a vector of weights that lies across two lines is read twice.
+                begin = -chunk.ctypes.data % CACHE_LINE
+                self._chunk, self._taken = chunk[begin : begin + len(chunk) - CACHE_LINE], 0
             place = torch.from_numpy(self._chunk[self._taken : self._taken + size])
             self._taken += -(-size // CACHE_LINE) * CACHE_LINE
         return place.copy_(packed)
