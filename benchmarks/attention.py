@@ -15,7 +15,7 @@ from benchmarks.report import Comparison, Figure, interleaved, measuring, millis
 from sessions.engine.attention import Receiver
 from sessions.engine.batch import SEQUENCE, Batch
 from sessions.engine.kv_cache import KVCache, LayerLayout, bytes_per_token
-from sessions.engine.native.kernels import NativeAttention, NativePool
+from sessions.engine.native.attention import NativeAttention, NativePool
 from sessions.engine.torch_attention import TorchAttention
 
 BLOCK_SIZE: Final = 16

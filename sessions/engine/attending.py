@@ -17,7 +17,8 @@ from sessions.engine.attention import AttentionKind, Receiver
 from sessions.engine.batch import Batch
 from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.loaded import Arithmetic
-from sessions.engine.native.kernels import Kernels, NativeAttention, NativePool
+from sessions.engine.native.attention import NativeAttention, NativePool
+from sessions.engine.native.kernels import Kernels
 from sessions.engine.torch_attention import TorchAttention
 from sessions.errors import ModelRefused
 

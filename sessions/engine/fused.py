@@ -2,6 +2,9 @@
 
     x ─ add+norm ─ qkv ─ rope ─ write K, V ▸ attend ─ o ─ add+norm ─ gate, up ─ silu·mul ─ down ─▶ delta of the next add
 
+Where all linears are packed integers the whole step is one call (`native.decoder`); else the operators are called one
+by one, which gives the same bits.
+
 transformers' modules say what the parts are (`recipe.take_apart`); the kernels between the linears are ours
 (`native/`). It is used only if its logits agree with the model's own forward (`check`): so a cousin with one more
 multiplier is served through its own modules, never wrongly.
@@ -10,6 +13,7 @@ multiplier is served through its own modules, never wrongly.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch.nn.functional import embedding
@@ -17,19 +21,17 @@ from torch.nn.functional import embedding
 from sessions.engine.batch import Batch
 from sessions.engine.kv_cache import LayerLayout
 from sessions.engine.linear import Linear, Quantization
-from sessions.engine.native.kernels import Kernels, NativeAttention
-from sessions.engine.recipe import Layer, Norm, Projection, Recipe
+from sessions.engine.native.attention import NativeAttention
+from sessions.engine.native.decoder import NativeDecoder, Norm, PackedLayer
+from sessions.engine.native.kernels import Kernels
+from sessions.engine.recipe import Layer, Projection, Recipe, Rotary
+from sessions.engine.recipe import Norm as NormRecipe
+
+SHORTEST_TABLE: Final = 4096
+"""Positions."""
 
 Weights = Callable[[str], torch.Tensor]
 """A weight by its name in the recipe, fp32. Raises KeyError."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    """RMSNorm: weight [width] fp32, epsilon."""
-
-    weight: torch.Tensor
-    epsilon: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,12 @@ class _Layer:
     """head_norms: weights [head_dim] of Q's and K's own norm, and epsilon."""
 
     layout: LayerLayout
-    input_norm: _Norm
+    input_norm: Norm
     qkv: Linear
     head_norms: tuple[torch.Tensor, torch.Tensor, float] | None
     rotates: bool
     output: Linear
-    mlp_norm: _Norm
+    mlp_norm: Norm
     gate_up: Linear
     down: Linear
 
@@ -52,11 +54,13 @@ class FusedDecoder:
 
     def __init__(self, recipe: Recipe, weights: Weights, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._embed = weights(recipe.embed)
+        self._embed = weights(recipe.embed).contiguous()
         self._rotary = recipe.rotary
+        self._angles = _Angles(recipe.rotary)
         self._layers = [_build_layer(layer, weights) for layer in recipe.layers]
         self._norm = _build_norm(recipe.norm, weights)
         self._head = _build_linear([recipe.head], weights)
+        self._native: NativeDecoder | None = None
 
     def pack(self, quantization: Quantization) -> list[Linear]:
         """Pack all linears, on as many threads as torch uses; the weights they were made of are let go. Mutates."""
@@ -65,10 +69,21 @@ class FusedDecoder:
             linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
         with ThreadPoolExecutor(torch.get_num_threads(), "anaphora-pack") as threads:
             list(threads.map(lambda linear: linear.pack(quantization, self._kernels), linears))
+        layers, head = [_packed(layer) for layer in self._layers], self._head.packed
+        whole = [layer for layer in layers if layer is not None]
+        if head is not None and len(whole) == len(layers):
+            self._native = NativeDecoder(self._kernels, self._embed, whole, self._norm, head)
         return linears
 
     def forward(self, batch: Batch, attention: NativeAttention) -> torch.Tensor:
         """Writes the batch's K and V; returns logits [S, vocabulary]."""
+        if self._native is None:
+            return self.by_operators(batch, attention)
+        last_position = int(batch.positions.numpy().max())
+        return self._native.forward(batch, attention.pool, *self._angles.until(last_position))
+
+    def by_operators(self, batch: Batch, attention: NativeAttention) -> torch.Tensor:
+        """The same, an operator at a time: for any linears."""
         kernels = self._kernels
         x = embedding(batch.input_ids[0], self._embed)
         cosine, sine = self._rotary.tables(batch.positions[0])
@@ -97,6 +112,33 @@ class FusedDecoder:
         return logits
 
 
+class _Angles:
+    """RoPE's tables of all positions so far, computed once. They grow by doubling: a long context pays for itself."""
+
+    def __init__(self, rotary: Rotary) -> None:
+        self._rotary = rotary
+        self._tables = rotary.tables(torch.arange(SHORTEST_TABLE))
+
+    def until(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cosine, sine [n, rotary_dim], n > position."""
+        length = len(self._tables[0])
+        if position >= length:
+            while position >= length:
+                length *= 2
+            self._tables = self._rotary.tables(torch.arange(length))
+        return self._tables
+
+
+def _packed(layer: _Layer) -> PackedLayer | None:
+    """None if one of its linears is no integers."""
+    qkv, output, gate_up, down = (linear.packed for linear in (layer.qkv, layer.output, layer.gate_up, layer.down))
+    if qkv is None or output is None or gate_up is None or down is None:
+        return None
+    return PackedLayer(
+        layer.layout, layer.input_norm, qkv, layer.head_norms, layer.rotates, output, layer.mlp_norm, gate_up, down
+    )
+
+
 def _build_layer(layer: Layer, weights: Weights) -> _Layer:
     head_norms = None
     if layer.head_norms is not None:
@@ -115,8 +157,8 @@ def _build_layer(layer: Layer, weights: Weights) -> _Layer:
     )
 
 
-def _build_norm(norm: Norm, weights: Weights) -> _Norm:
-    return _Norm(weights(norm.weight).contiguous(), norm.epsilon)
+def _build_norm(norm: NormRecipe, weights: Weights) -> Norm:
+    return Norm(weights(norm.weight).contiguous(), norm.epsilon)
 
 
 def _build_linear(parts: Sequence[Projection], weights: Weights) -> Linear:

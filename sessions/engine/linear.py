@@ -31,9 +31,9 @@ class Linear(torch.nn.Module):
     def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
         """parts: weight [out, in] and bias [out] of each."""
         super().__init__()
+        self.packed: PackedWeight | None = None
         self._parts = list(parts)
         self._half: Any = None
-        self._packed: PackedWeight | None = None
         self._kernels: Kernels | None = None
 
     def pack(self, quantization: Quantization, kernels: Kernels | None) -> None:
@@ -45,8 +45,8 @@ class Linear(torch.nn.Module):
         bias = torch.cat(biases).float() if any(bias is not None for _, bias in self._parts) else None
         if quantization != "fp16":
             assert kernels is not None
-            self._packed, self._kernels = pack_integers(weight, bias, quantization, kernels), kernels
-        if self._packed is None:
+            self.packed, self._kernels = pack_integers(weight, bias, quantization, kernels), kernels
+        if self.packed is None:
             if not can_pack():
                 return
             self._half = _quantized.linear_prepack_fp16(weight, bias)
@@ -55,13 +55,13 @@ class Linear(torch.nn.Module):
     @property
     def form(self) -> str:
         """What its weights are now."""
-        if self._packed is not None:
-            return f"{self._packed.bits}-bit integers"
+        if self.packed is not None:
+            return f"{self.packed.bits}-bit integers"
         return "fp16" if self._half is not None else "unpacked"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._packed is not None and self._kernels is not None:
-            return self._kernels.linear(x, self._packed)
+        if self.packed is not None and self._kernels is not None:
+            return self._kernels.linear(x, self.packed)
         if self._half is not None:
             result: torch.Tensor = _quantized.linear_dynamic_fp16(x, self._half)
             return result

@@ -9,8 +9,9 @@ from sessions.engine.batch import Batch, build_batch
 from sessions.engine.kv_cache import KVCache
 from sessions.engine.loaded import LoadedModel
 from sessions.engine.masks import compute_masks
+from sessions.engine.native.draw import NativePick
 from sessions.engine.request import TokenScore
-from sessions.engine.sampler import sample
+from sessions.engine.sampler import Pick, pick_by_torch, sample
 from sessions.engine.schedule import Computed, Schedule, Scheduled
 from sessions.engine.scoring import log_probabilities, score, score_prompt
 
@@ -22,6 +23,8 @@ class ModelRunner:
         self._loaded = loaded
         self._cache = cache
         self._attention = open_attention(loaded.attention, cache, loaded.kernels, loaded.max_model_len, warm=True)
+        on_cpu = loaded.device.type == "cpu"
+        self._pick: Pick = NativePick(loaded.kernels) if loaded.kernels and on_cpu else pick_by_torch
 
     @torch.inference_mode()
     def execute(self, schedule: Schedule) -> list[Computed]:
@@ -40,7 +43,7 @@ class ModelRunner:
         prompt_scores = _prompt_scores(schedule.entries, batch, logits[num_draws:])
         asking = [row for row, draw in enumerate(batch.sampled) if draw.request.params.num_logprobs is not None]
         unmodified = log_probabilities(logits, asking) if asking else None
-        token_ids = sample(logits[:num_draws], batch.sampled, masks) if num_draws else []
+        token_ids = sample(logits[:num_draws], batch.sampled, masks, self._pick) if num_draws else []
         scores: dict[int, TokenScore] = {}
         if unmodified is not None:
             num_tops = [batch.sampled[row].request.params.num_logprobs or 0 for row in asking]

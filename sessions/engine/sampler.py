@@ -7,7 +7,7 @@ then min-p, top-k, top-p on the sorted probabilities.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import torch
@@ -16,14 +16,27 @@ from sessions.engine.masks import Masks
 from sessions.engine.schedule import Draw
 from sessions.types import SamplingParams
 
+Pick = Callable[[torch.Tensor, Sequence[Draw]], list[int]]
+"""Of logits [S, vocabulary] fp32 with penalties, bias and masks in them, row i for `draws[i]`: S token ids."""
 
-def sample(logits: torch.Tensor, draws: Sequence[Draw], masks: Masks | None = None) -> list[int]:
-    """logits: [S, vocabulary] of any float dtype, row i for `draws[i]` -> S token ids. `logits` may be changed."""
+
+def sample(
+    logits: torch.Tensor, draws: Sequence[Draw], masks: Masks | None = None, pick: Pick | None = None
+) -> list[int]:
+    """logits: [S, vocabulary] of any float dtype, row i for `draws[i]` -> S token ids. `logits` may be changed.
+
+    pick: `pick_by_torch` if not given.
+    """
     logits = logits.float()
     _discourage_repetition(logits, draws)
     _adjust(logits, draws)
     if masks is not None:
         _forbid(logits, masks)
+    return (pick or pick_by_torch)(logits, draws)
+
+
+def pick_by_torch(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    """A `Pick` for any device."""
     token_ids = logits.argmax(dim=-1)
     drawn = [row for row, draw in enumerate(draws) if draw.request.params.temperature > 0]
     if drawn:

@@ -11,7 +11,8 @@ from benchmarks.quality import compare
 from sessions.engine.fused import FusedDecoder
 from sessions.engine.kv_cache import LayerLayout
 from sessions.engine.linear import can_pack
-from sessions.engine.native.kernels import NativeAttention, load_kernels
+from sessions.engine.native.attention import NativeAttention
+from sessions.engine.native.kernels import load_kernels
 from sessions.model_folder import resolve_model
 from sessions.tokenizer import Tokenizer
 from tests.oracle import cache_dir

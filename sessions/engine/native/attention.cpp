@@ -3,7 +3,10 @@
 // A row's result never depends on the other rows of the step: every sum runs in an order fixed by the row's own
 // position. So cold = warm = chunked = batched, bit for bit.
 
+#include <omp.h>
+
 #include "attend_vectors.h"
+#include "team.h"
 
 namespace {
 
@@ -115,9 +118,10 @@ void store_rows(const AttentionCall& call) {
     const int bs = pool.block_size, hd = pool.head_dim, vd = pool.value_dim;
     for (int s = 0; s < call.num_sequences; s++) {
         const Sequence& seq = call.sequences[s];
-#pragma omp parallel for schedule(static) num_threads(call.num_threads) if (seq.num_tokens > 32)
-        for (int t = 0; t < seq.num_tokens; t++) {
-            const int64_t position = (int64_t)seq.start + t, block = seq.block_table[position / bs];
+        // A run of neighbours each, whose keys share lines; single tokens go round.
+        const int64_t threads = omp_get_num_threads(), me = (omp_get_thread_num() + s) % threads;
+        for (int64_t t = seq.num_tokens * me / threads; t < seq.num_tokens * (me + 1) / threads; t++) {
+            const int64_t position = seq.start + t, block = seq.block_table[position / bs];
             const int offset = (int)(position % bs);
             for (int h = 0; h < pool.kv_heads; h++) {
                 const float* k = call.key + (seq.row + t) * call.key_row + h * call.key_head;
@@ -213,19 +217,38 @@ void run_all(const AttentionCall& call) {
     const Plan plan(call);
     int64_t items = 0;
     for (int s = 0; s < call.num_sequences; s++) items += plan.items(call.sequences[s]);
+#pragma omp single
     memset(call.parts_done, 0, sizeof(int32_t) * MAX_CUT_TASKS * call.num_threads);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(call.num_threads)
+#pragma omp for schedule(dynamic, 1)
     for (int64_t index = 0; index < items; index++) run_item<Engine>(plan, items - 1 - index);  // chunks come last: first
 }
 
 template <class T>
-void attend(const AttentionCall& call) {
-    store_rows<T>(call);
+void run(const AttentionCall& call) {
     if (call.pool->block_size % WIDE) return run_all<Vectors<LANES, T>>(call);
     run_all<Vectors<WIDE, T>>(call);
 }
 
 }  // namespace
+
+void store_kv(const AttentionCall& call) {
+    switch (call.pool->dtype) {
+        case FLOAT16: store_rows<F16>(call); break;
+        case BFLOAT16: store_rows<BF16>(call); break;
+        case INT8: store_rows<I8>(call); break;
+        default: store_rows<F32>(call);
+    }
+#pragma omp barrier
+}
+
+void attend(const AttentionCall& call) {
+    switch (call.pool->dtype) {
+        case FLOAT16: return run<F16>(call);
+        case BFLOAT16: return run<BF16>(call);
+        case INT8: return run<I8>(call);
+        default: run<F32>(call);
+    }
+}
 
 extern "C" {
 
@@ -236,11 +259,10 @@ int32_t anaphora_max_head_dim(void) { return MAX_HEAD_DIM; }
 
 // Write the step's K and V into the pool, then attend.
 void anaphora_attention(const AttentionCall* call) {
-    switch (call->pool->dtype) {
-        case FLOAT16: attend<F16>(*call); break;
-        case BFLOAT16: attend<BF16>(*call); break;
-        case INT8: attend<I8>(*call); break;
-        default: attend<F32>(*call);
+#pragma omp parallel num_threads(call->num_threads)
+    {
+        store_kv(*call);
+        attend(*call);
     }
 }
 }

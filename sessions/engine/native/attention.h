@@ -123,18 +123,6 @@ inline typename Of<L>::floats exp2_of(typename Of<L>::floats x) {
     return exp2_of_rest<L>(x - __builtin_convertvector(whole, v)) * (v)((whole + 127) << 23);
 }
 
-template <int L>
-inline float max_of(typename Of<L>::floats v) {
-#if defined(__AVX512F__)
-    if constexpr (L == 16) return _mm512_reduce_max_ps((__m512)v);
-#endif
-    float lane[L];
-    store_of<L>(lane, v);
-    for (int half = L / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
-}
-
 // Is any lane of v above?
 template <int L>
 inline bool any_above(typename Of<L>::floats v, float bound) {

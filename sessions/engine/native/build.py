@@ -12,10 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-SOURCES: Final = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "kernels.cpp", "linear.cpp"))
+SOURCES: Final = tuple(
+    Path(__file__).with_name(name) for name in ("attention.cpp", "decoder.cpp", "draw.cpp", "kernels.cpp", "linear.cpp")
+)
 HEADERS: Final = tuple(
     Path(__file__).with_name(name)
-    for name in ("attend_vectors.h", "attention.h", "grids.h", "pool.h", "tiles.h", "vectors.h")
+    for name in ("attend_vectors.h", "attention.h", "grids.h", "pool.h", "team.h", "tiles.h", "vectors.h")
 )
 FLAGS: Final = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp",

@@ -16,6 +16,7 @@
 #include <new>
 
 #include "grids.h"
+#include "team.h"
 #include "tiles.h"
 
 namespace {
@@ -26,11 +27,7 @@ constexpr int64_t AHEAD = 8192;          // bytes that weights are fetched befor
 // Rows at once, whose 32-bit and fp32 sums, and a weight, fill the registers: 32, or 16.
 constexpr int MAX_ROWS = WIDTH == 16 ? 12 : 4;
 
-struct Layer {
-    const uint8_t* packed;
-    const float* bias;
-    int64_t inputs, outputs;
-
+struct Layer : Linear {
     int64_t blocks() const { return (inputs + BLOCK - 1) / BLOCK; }
     int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
     const float* bias_of(int64_t panel) const { return bias ? bias + panel * PANEL : nullptr; }
@@ -114,48 +111,35 @@ void multiply_rows(int64_t rows, const int16_t* x, const float* steps, int64_t b
     if constexpr (R > 1) multiply_rows<G, R - 1>(rows, x, steps, blocks, panel, bias, columns, out, out_stride);
 }
 
-// Memory of this thread, aligned for any vector; kept from call to call, it grows to the longest chunk's. Null if there is
-// no more.
-inline uint8_t* scratch(int64_t bytes) {
-    static thread_local std::unique_ptr<uint8_t[]> memory;
-    static thread_local int64_t held = 0;
-    if (held < bytes) {
-        memory.reset();
-        memory.reset(new (std::nothrow) uint8_t[(size_t)bytes + 64]);
-        held = memory ? bytes : 0;
-    }
-    return memory ? memory.get() + (64 - (uintptr_t)memory.get() % 64) % 64 : nullptr;
+int64_t bytes_by_vectors(const Layer& layer, int64_t rows) {
+    return rows * layer.blocks() * (2 * BLOCK + 8);
 }
 
 template <class G>
-bool multiply_by_vectors(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
+void multiply_by_vectors(const Layer& layer, const float* x, float* out, int64_t rows, uint8_t* scratch) {
     const int64_t blocks = layer.blocks(), panels = layer.panels(), width = blocks * BLOCK;
     const int64_t most = L2_ELEMENTS / width + 1, num_groups = (rows + most - 1) / most;
     const int64_t group = ((rows + num_groups - 1) / num_groups + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
-    int16_t* rounded = (int16_t*)scratch(rows * (2 * width + 8 * blocks));  // [rows, blocks, BLOCK]
-    if (!rounded) return false;
+    int16_t* rounded = (int16_t*)scratch;             // [rows, blocks, BLOCK]
     float* steps = (float*)(rounded + rows * width);  // [rows, blocks, 2]
-#pragma omp parallel num_threads(num_threads)
-    {
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++)
-            for (int64_t b = 0; b < blocks; b++) {
-                float* step = steps + (row * blocks + b) * 2;
-                round_block(x + row * layer.inputs + b * BLOCK, layer.inputs - b * BLOCK,
-                            rounded + row * width + b * BLOCK, step, step + 1);
-            }
-        for (int64_t first = 0; first < rows; first += group) {
-            const int64_t last = first + group < rows ? first + group : rows;
-#pragma omp for schedule(static) nowait
-            for (int64_t panel = 0; panel < panels; panel++)
-                for (int64_t row = first; row < last; row += MAX_ROWS)
-                    multiply_rows<G, MAX_ROWS>(last - row, rounded + row * width, steps + row * 2 * blocks, blocks,
-                                               layer.packed + panel * blocks * G::BYTES, layer.bias_of(panel),
-                                               layer.columns_of(panel), out + row * layer.outputs + panel * PANEL,
-                                               layer.outputs);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t b = 0; b < blocks; b++) {
+            float* step = steps + (row * blocks + b) * 2;
+            round_block(x + row * layer.inputs + b * BLOCK, layer.inputs - b * BLOCK, rounded + row * width + b * BLOCK,
+                        step, step + 1);
         }
+    for (int64_t first = 0; first < rows; first += group) {
+        const int64_t last = first + group < rows ? first + group : rows;
+#pragma omp for schedule(static) nowait
+        for (int64_t panel = 0; panel < panels; panel++)
+            for (int64_t row = first; row < last; row += MAX_ROWS)
+                multiply_rows<G, MAX_ROWS>(last - row, rounded + row * width, steps + row * 2 * blocks, blocks,
+                                           layer.packed + panel * blocks * G::BYTES, layer.bias_of(panel),
+                                           layer.columns_of(panel), out + row * layer.outputs + panel * PANEL,
+                                           layer.outputs);
     }
-    return true;
+#pragma omp barrier
 }
 
 #if HAS_TILES
@@ -228,59 +212,79 @@ void multiply_tile_of(int height, const uint8_t* x, const float* steps, int64_t 
     multiply_tile<G, H>(x, steps, blocks, panel, weights, rows, bias, columns, out, out_stride);
 }
 
-template <class G>
-bool multiply_by_tiles(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
-    const int64_t blocks = layer.blocks(), panels = layer.panels();
+struct TilePlan {
     Tiles tiles;
-    tiles.count = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    tiles.height = (int)((rows + 2 * tiles.count - 1) / (2 * tiles.count) * 2);
-    const int64_t height = tiles.height, places = tiles.count * height;
-    const int64_t group = L2_ELEMENTS / (blocks * BLOCK * height) + 1;
-    const int64_t at_once = tiles.count > 2 ? PANELS_AT_ONCE : 1, spread = at_once * blocks * BLOCK * PANEL;
-    uint8_t* all_weights = scratch(num_threads * spread + places * blocks * (2 * BLOCK + 8));  // [threads, spread]
-    if (!all_weights) return false;
-    tiles.bytes = all_weights + num_threads * spread;
-    tiles.steps = (float*)(tiles.bytes + places * blocks * 2 * BLOCK);
-#pragma omp parallel num_threads(num_threads)
-    {
-        uint8_t* weights = all_weights + omp_get_thread_num() * spread;
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < places; row++) round_into_tile(layer, x, tiles, row, row < rows);
-        configure_tiles(tiles.height);
-        for (int64_t first = 0; first < tiles.count; first += group) {
-            const int64_t last = first + group < tiles.count ? first + group : tiles.count;
-#pragma omp for schedule(static) nowait
-            for (int64_t from = 0; from < panels; from += at_once) {
-                const int64_t to = from + at_once < panels ? from + at_once : panels;
-                for (int64_t b = 0; b < (to - from) * blocks; b++) {
-                    const uint8_t* block = layer.packed + (from * blocks + b) * G::BYTES;
-                    fetch_ahead<G>(block);
-                    G::spread(block, weights + b * BLOCK * PANEL);
-                }
-                __asm__ volatile("" ::: "memory");  // written before tiles are loaded: not every compiler knows
-                for (int64_t tile = first; tile < last; tile++)
-                    for (int64_t panel = from; panel < to; panel++)
-                        multiply_tile_of<G, TILE_ROWS>(
-                            tiles.height, tiles.bytes + tile * blocks * 2 * height * BLOCK,
-                            tiles.steps + tile * blocks * 2 * height, blocks, layer.packed + panel * blocks * G::BYTES,
-                            weights + (panel - from) * blocks * BLOCK * PANEL,
-                            rows - tile * height < height ? rows - tile * height : height, layer.bias_of(panel),
-                            layer.columns_of(panel), out + tile * height * layer.outputs + panel * PANEL, layer.outputs);
-            }
-        }
-        _tile_release();
+    int64_t group, at_once, spread;  // tiles and panels of a turn; bytes of a thread's unpacked weights
+
+    TilePlan(const Layer& layer, int64_t rows) {
+        const int64_t width = layer.blocks() * BLOCK;
+        tiles.count = (rows + TILE_ROWS - 1) / TILE_ROWS;
+        tiles.height = (int)((rows + 2 * tiles.count - 1) / (2 * tiles.count) * 2);
+        group = L2_ELEMENTS / (width * tiles.height) + 1;
+        at_once = tiles.count > 2 ? PANELS_AT_ONCE : 1;
+        spread = at_once * width * PANEL;
     }
-    return true;
+
+    int64_t places() const { return tiles.count * tiles.height; }
+};
+
+int64_t bytes_by_tiles(const Layer& layer, int64_t rows, int num_threads) {
+    const TilePlan plan(layer, rows);
+    return num_threads * plan.spread + plan.places() * layer.blocks() * (2 * BLOCK + 8);
+}
+
+template <class G>
+void multiply_by_tiles(const Layer& layer, const float* x, float* out, int64_t rows, uint8_t* scratch) {
+    const int64_t blocks = layer.blocks(), panels = layer.panels();
+    TilePlan plan(layer, rows);
+    Tiles& tiles = plan.tiles;
+    const int64_t height = tiles.height, at_once = plan.at_once;
+    uint8_t* weights = scratch + omp_get_thread_num() * plan.spread;
+    tiles.bytes = scratch + omp_get_num_threads() * plan.spread;
+    tiles.steps = (float*)(tiles.bytes + plan.places() * blocks * 2 * BLOCK);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < plan.places(); row++) round_into_tile(layer, x, tiles, row, row < rows);
+    configure_tiles(tiles.height);
+    for (int64_t first = 0; first < tiles.count; first += plan.group) {
+        const int64_t last = first + plan.group < tiles.count ? first + plan.group : tiles.count;
+#pragma omp for schedule(static) nowait
+        for (int64_t from = 0; from < panels; from += at_once) {
+            const int64_t to = from + at_once < panels ? from + at_once : panels;
+            for (int64_t b = 0; b < (to - from) * blocks; b++) {
+                const uint8_t* block = layer.packed + (from * blocks + b) * G::BYTES;
+                fetch_ahead<G>(block);
+                G::spread(block, weights + b * BLOCK * PANEL);
+            }
+            __asm__ volatile("" ::: "memory");  // written before tiles are loaded: not every compiler knows
+            for (int64_t tile = first; tile < last; tile++)
+                for (int64_t panel = from; panel < to; panel++)
+                    multiply_tile_of<G, TILE_ROWS>(
+                        tiles.height, tiles.bytes + tile * blocks * 2 * height * BLOCK,
+                        tiles.steps + tile * blocks * 2 * height, blocks, layer.packed + panel * blocks * G::BYTES,
+                        weights + (panel - from) * blocks * BLOCK * PANEL,
+                        rows - tile * height < height ? rows - tile * height : height, layer.bias_of(panel),
+                        layer.columns_of(panel), out + tile * height * layer.outputs + panel * PANEL, layer.outputs);
+        }
+    }
+    _tile_release();
+#pragma omp barrier
 }
 #endif
 
-template <class G>
-bool multiply(const Layer& layer, const float* x, float* out, int64_t rows, int num_threads) {
-    if (rows == 0) return true;
+bool goes_by_tiles(int64_t rows) {
 #if HAS_TILES
-    if (rows >= MIN_TILE_ROWS && may_use_tiles()) return multiply_by_tiles<G>(layer, x, out, rows, num_threads);
+    return rows >= MIN_TILE_ROWS && may_use_tiles();
+#else
+    return false;
 #endif
-    return multiply_by_vectors<G>(layer, x, out, rows, num_threads);
+}
+
+template <class G>
+void multiply_by(const Layer& layer, const float* x, float* out, int64_t rows, uint8_t* scratch) {
+#if HAS_TILES
+    if (goes_by_tiles(rows)) return multiply_by_tiles<G>(layer, x, out, rows, scratch);
+#endif
+    multiply_by_vectors<G>(layer, x, out, rows, scratch);
 }
 
 // -- packing --
@@ -312,7 +316,36 @@ bool pack(const float* weight, uint8_t* packed, int64_t outputs, int64_t inputs,
     return true;
 }
 
+// -- memory --
+
+// Memory of this thread, aligned for any vector; kept from call to call, it grows to the longest chunk's. Null if there is
+// no more.
+inline uint8_t* scratch(int64_t bytes) {
+    static thread_local std::unique_ptr<uint8_t[]> memory;
+    static thread_local int64_t held = 0;
+    if (held < bytes) {
+        memory.reset();
+        memory.reset(new (std::nothrow) uint8_t[(size_t)bytes + 64]);
+        held = memory ? bytes : 0;
+    }
+    return memory ? memory.get() + (64 - (uintptr_t)memory.get() % 64) % 64 : nullptr;
+}
+
 }  // namespace
+
+int64_t linear_bytes(const Linear& linear, int64_t rows, int num_threads) {
+    const Layer layer{linear};
+#if HAS_TILES
+    if (goes_by_tiles(rows)) return bytes_by_tiles(layer, rows, num_threads);
+#endif
+    return bytes_by_vectors(layer, rows);
+}
+
+void multiply(const Linear& linear, const float* x, float* out, int64_t rows, uint8_t* scratch) {
+    if (rows == 0) return;
+    const Layer layer{linear};
+    layer.bits == 4 ? multiply_by<Four>(layer, x, out, rows, scratch) : multiply_by<Eight>(layer, x, out, rows, scratch);
+}
 
 extern "C" {
 
@@ -330,9 +363,11 @@ int32_t anaphora_pack_linear(const float* weight, uint8_t* packed, int64_t outpu
 }
 
 // out [rows, outputs] = x [rows, inputs] @ weight.T + bias. 0 if there is no memory to round x into.
-int32_t anaphora_linear(const float* x, const uint8_t* packed, const float* bias, float* out, int64_t rows, int64_t inputs,
-                     int64_t outputs, int32_t bits, int32_t num_threads) {
-    const Layer layer{packed, bias, inputs, outputs};
-    return bits == 4 ? multiply<Four>(layer, x, out, rows, num_threads) : multiply<Eight>(layer, x, out, rows, num_threads);
+int32_t anaphora_linear(const Linear* linear, const float* x, float* out, int64_t rows, int32_t num_threads) {
+    uint8_t* room = scratch(linear_bytes(*linear, rows, num_threads));
+    if (!room) return 0;
+#pragma omp parallel num_threads(num_threads)
+    multiply(*linear, x, out, rows, room);
+    return 1;
 }
 }

@@ -85,4 +85,40 @@ inline float sum_of(typename Of<L>::floats v) {
     return lane[0];
 }
 
+template <int L>
+inline float max_of(typename Of<L>::floats v) {
+#if defined(__AVX512F__)
+    if constexpr (L == 16) return _mm512_reduce_max_ps((__m512)v);
+#endif
+    float lane[L];
+    store_of<L>(lane, v);
+    for (int half = L / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
+}
+
+// exp(x) for x <= 0: Cephes' polynomial, relative error about 2e-7; 0 below -87.
+template <int L>
+inline typename Of<L>::floats exp_of(typename Of<L>::floats x) {
+    typedef typename Of<L>::floats v;
+    typedef typename Of<L>::ints vi;
+    const v floor_at = splat_of<L>(-87.0f), zero = splat_of<L>(0);
+    const vi underflow = x < floor_at;
+    x = underflow ? floor_at : x;
+    v n = x * 1.44269504088896341f;
+    vi whole = __builtin_convertvector(n - 0.5f, vi);  // rounds to nearest: n <= 0 and conversion truncates
+    v k = __builtin_convertvector(whole, v);
+    x = x - k * 0.693359375f;
+    x = x - k * -2.12194440e-4f;
+    v y = splat_of<L>(1.9875691500e-4f);
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * x * x + x + 1.0f;
+    v scaled = y * (v)((whole + 127) << 23);
+    return underflow ? zero : scaled;
+}
+
 }  // namespace

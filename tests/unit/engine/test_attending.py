@@ -14,7 +14,8 @@ from sessions.engine.flex_attention import FlexPool
 from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.loaded import Arithmetic
 from sessions.engine.measure import prepare_model
-from sessions.engine.native.kernels import Kernels, NativeAttention
+from sessions.engine.native.attention import NativeAttention
+from sessions.engine.native.kernels import Kernels
 from sessions.engine.torch_attention import TorchAttention
 from sessions.errors import ModelRefused
 from tests.oracle import SERVED, tiny_model

@@ -11,7 +11,8 @@ import torch
 from sessions.engine.batch import SEQUENCE, Batch
 from sessions.engine.kv_cache import KVCache, LayerLayout
 from sessions.engine.native import build as native_build
-from sessions.engine.native.kernels import Kernels, NativeAttention, NativePool, load_kernels
+from sessions.engine.native.attention import NativeAttention, NativePool
+from sessions.engine.native.kernels import Kernels, load_kernels
 from sessions.engine.torch_attention import TorchAttention
 
 

@@ -16,7 +16,8 @@ from sessions.engine.kv_cache import KVCache
 from sessions.engine.linear import can_pack
 from sessions.engine.loaded import LoadedModel, LoadOptions
 from sessions.engine.loader import load_model
-from sessions.engine.native.kernels import Kernels, NativeAttention, NativePool, load_kernels
+from sessions.engine.native.attention import NativeAttention, NativePool
+from sessions.engine.native.kernels import Kernels, load_kernels
 from sessions.engine.recall import recall, remember
 from sessions.errors import ModelRefused
 from tests.oracle import SERVED, tiny_model
