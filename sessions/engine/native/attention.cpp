@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int AHEAD = 128;       // keys between what is asked of memory and what is read
+constexpr int SEQUENCES_A_THREAD = 4;  // so many, and a task is a whole sequence
 constexpr int MAX_CUT_TASKS = 4;  // a thread: tasks whose keys are cut into partitions
 
 // Never inlined: the compiler may fuse multiply and add differently in two copies, and the sums must be the same.
@@ -28,9 +29,9 @@ template <class Engine>
 void attend_partition(const AttentionCall& call, const Task& task, int64_t begin, int64_t end, typename Engine::Work& work, Running& run) {
     constexpr int TILE = Engine::TILE;
     const LayerPool& pool = *call.pool;
-    const int group = call.q_heads / pool.kv_heads, num_rows = task.num_tokens * group;
+    const int rows_per_head = task.rows_per_head();
     const int64_t first_position = task.first_position();
-    run.clear(num_rows, pool.value_dim);
+    run.clear(task.num_rows(), pool.value_dim);
     if (end > task.length()) end = task.length();
     const int64_t last = task.part < 0 ? task.length() : end;  // of the keys that this thread reads next
     if (call.window) {
@@ -38,23 +39,25 @@ void attend_partition(const AttentionCall& call, const Task& task, int64_t begin
         if (low > begin) begin = low / TILE * TILE;
     }
     Tile<Engine::L, typename Engine::T> tile, ahead;
-    for (int64_t first = begin; first < begin + AHEAD && first < last; first += TILE) {
-        ahead.locate(call, task, first, last, TILE);
-        for (int w = 0; w < ahead.columns; w++) Engine::prefetch_column(pool, ahead, w);
-    }
-    for (int64_t first = begin; first < end; first += TILE) {
-        tile.locate(call, task, first, end, TILE);
-        ahead.locate(call, task, first + AHEAD, last, TILE);
-        Engine::open(work, pool, tile, ahead, num_rows);
-        for (int r0 = 0; r0 < num_rows; r0 += Engine::ROWS) {
-            const int rows = num_rows - r0 < Engine::ROWS ? num_rows - r0 : Engine::ROWS;
-            Engine::attend(work, pool, tile, r0, rows, run, [&](int row) {
-                const int64_t position = first_position + (r0 + row) / group;
-                const int64_t low = call.window ? position - call.window + 1 : 0;
-                Engine::soften_row(work, tile, row, r0 + row, low, position + 1, run);
-            });
+    for (int64_t first = begin; first < begin + AHEAD && first < last; first += TILE)
+        for (int head = 0; head < task.num_heads; head++) {
+            ahead.locate(call, task, task.kv_head + head, first, last, TILE);
+            for (int w = 0; w < ahead.columns; w++) Engine::prefetch_column(pool, ahead, w);
         }
-    }
+    for (int64_t first = begin; first < end; first += TILE)
+        for (int head = 0; head < task.num_heads; head++) {
+            tile.locate(call, task, task.kv_head + head, first, end, TILE);
+            ahead.locate(call, task, task.kv_head + head, first + AHEAD, last, TILE);
+            Engine::open(work, pool, tile, ahead, rows_per_head);
+            for (int of_head = 0; of_head < rows_per_head; of_head += Engine::ROWS) {
+                const int r0 = head * rows_per_head + of_head, left = rows_per_head - of_head;
+                Engine::attend(work, pool, tile, r0, left < Engine::ROWS ? left : Engine::ROWS, run, [&](int row) {
+                    const int64_t position = first_position + (of_head + row) / task.group;
+                    const int64_t low = call.window ? position - call.window + 1 : 0;
+                    Engine::soften_row(work, tile, row, r0 + row, low, position + 1, run);
+                });
+            }
+        }
 }
 
 // What a thread works in: one memory for whichever engine it is.
@@ -72,10 +75,10 @@ void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) 
     static_assert(sizeof(Desk<Engine>) <= sizeof desk_memory, "room for the largest");
     Desk<Engine>& desk = *(Desk<Engine>*)desk_memory;
     const LayerPool& pool = *call.pool;
-    const int group = call.q_heads / pool.kv_heads, vd = pool.value_dim, num_rows = task.num_tokens * group;
-    const int64_t first_row = task.sequence->row + task.first_token, first_head = (int64_t)task.kv_head * group;
+    const int vd = pool.value_dim, num_rows = task.num_rows();
+    const auto out = [&](int r) { return call.out + (task.token(r) * call.q_heads + task.query_head(r)) * vd; };
     for (int r = 0; r < num_rows; r++)
-        Engine::put_query(desk.work, r, call.query + (first_row + r / group) * call.query_row + (first_head + r % group) * call.query_head,
+        Engine::put_query(desk.work, r, call.query + task.token(r) * call.query_row + task.query_head(r) * call.query_head,
                           pool.head_dim, call.scaling * LOG2_E);
     Running& run = desk.run;
     if (task.part >= 0) {
@@ -97,16 +100,15 @@ void run_task(const AttentionCall& call, const Task& task, int64_t scratch_row) 
     for (int r = 0; r < num_rows; r++) {
         desk.peak[r] = NEGATIVE;
         desk.total[r] = 0;
-        memset(call.out + ((first_row + r / group) * call.q_heads + first_head + r % group) * vd, 0, sizeof(float) * vd);
+        memset(out(r), 0, sizeof(float) * vd);
     }
     for (; begin < task.length(); begin += PARTITION) {
         attend_partition<Engine>(call, task, begin, begin + PARTITION, desk.work, run);
         for (int r = 0; r < num_rows; r++)
-            merge_row(&desk.peak[r], &desk.total[r], call.out + ((first_row + r / group) * call.q_heads + first_head + r % group) * vd,
-                      run.peak[r], sum_of<Engine::L>(load_of<Engine::L>(run.total + r * WIDE)), run.sum + r * run.stride, vd);
+            merge_row(&desk.peak[r], &desk.total[r], out(r), run.peak[r], sum_of<Engine::L>(load_of<Engine::L>(run.total + r * WIDE)), run.sum + r * run.stride, vd);
     }
     for (int r = 0; r < num_rows; r++) {
-        float* to = call.out + ((first_row + r / group) * call.q_heads + first_head + r % group) * vd;
+        float* to = out(r);
         const float inverse = 1.0f / desk.total[r];
         for (int d = 0; d < vd; d++) to[d] *= inverse;
     }
@@ -136,8 +138,10 @@ void store_rows(const AttentionCall& call) {
     }
 }
 
-// How a step's work is cut: tasks of up to tokens_per_task tokens under one KV head.  A task that is a large share of the
-// step is also cut into partitions of its keys, so that no thread waits for another's long prefix.  The sums are the same.
+// How a step's work is cut: tasks of up to tokens_per_task tokens under one KV head; of few tokens, where there are many
+// sequences, under all: a block's heads lie side by side, and memory is read in longer runs.  A task that is a large share
+// of the step is also cut into partitions of its keys, so that no thread waits for another's long prefix.  The sums are
+// the same.
 struct Plan {
     const AttentionCall& call;
     const int kv_heads, group, tokens_per_task;
@@ -154,13 +158,20 @@ struct Plan {
         return (seq.num_tokens + chunks - 1) / chunks;
     }
 
-    int64_t tasks(const Sequence& seq) const { return (int64_t)((seq.num_tokens + tokens(seq) - 1) / tokens(seq)) * kv_heads; }
+    int heads(const Sequence& seq) const {
+        const bool are_many = call.num_sequences >= SEQUENCES_A_THREAD * call.num_threads;
+        return are_many && seq.num_tokens * call.q_heads <= MAX_ROWS ? kv_heads : 1;
+    }
+
+    int64_t tasks(const Sequence& seq) const {
+        return (int64_t)((seq.num_tokens + tokens(seq) - 1) / tokens(seq)) * (kv_heads / heads(seq));
+    }
 
     // Pairs of row and key in the longest of its tasks, which all count as much.
     int64_t cost(const Sequence& seq) const {
         const int64_t together = tokens(seq), seen = (int64_t)seq.start + seq.num_tokens;
         const int64_t most = call.window ? call.window + together : seen;
-        return together * group * (seen < most ? seen : most);
+        return together * group * heads(seq) * (seen < most ? seen : most);
     }
 
     // 1 is uncut.  A cut task is more than one in MAX_CUT_TASKS * num_threads: there are fewer, and the scratch has room.
@@ -169,21 +180,19 @@ struct Plan {
         return ((int64_t)seq.start + seq.num_tokens + PARTITION - 1) / PARTITION;
     }
 
-    int64_t rows_per_part() const { return (int64_t)tokens_per_task * group; }
     int64_t items(const Sequence& seq) const { return tasks(seq) * parts(seq); }
 };
 
 // Add up a cut task's parts, in order.  scratch_row: of its first part's first row.
 void merge_parts(const Plan& plan, const Task& task, int64_t parts, int64_t scratch_row) {
     const AttentionCall& call = plan.call;
-    const int vd = call.pool->value_dim, group = plan.group;
-    const int64_t first_row = task.sequence->row + task.first_token, first_head = (int64_t)task.kv_head * group;
-    for (int r = 0; r < task.num_tokens * group; r++) {
+    const int vd = call.pool->value_dim;
+    for (int r = 0; r < task.num_rows(); r++) {
         float peak = NEGATIVE, total = 0;
-        float* to = call.out + ((first_row + r / group) * call.q_heads + first_head + r % group) * vd;
+        float* to = call.out + (task.token(r) * call.q_heads + task.query_head(r)) * vd;
         memset(to, 0, sizeof(float) * vd);
         for (int64_t part = 0; part < parts; part++) {
-            const float* from = call.scratch + (scratch_row + part * plan.rows_per_part() + r) * (vd + 2);
+            const float* from = call.scratch + (scratch_row + part * MAX_ROWS + r) * (vd + 2);
             merge_row(&peak, &total, to, from[0], from[1], from + 2, vd);
         }
         const float inverse = 1.0f / total;
@@ -200,13 +209,15 @@ void run_item(const Plan& plan, int64_t item) {
         item -= plan.items(*seq);
         if (plan.parts(*seq) == 1) continue;
         cut_tasks += plan.tasks(*seq);
-        scratch_row += plan.items(*seq) * plan.rows_per_part();
+        scratch_row += plan.items(*seq) * MAX_ROWS;
     }
     const int64_t parts = plan.parts(*seq), number = item / parts, part = item % parts;
-    const int tokens = plan.tokens(*seq), first = (int)(number / plan.kv_heads) * tokens, left = seq->num_tokens - first;
-    const Task task = {seq, (int)(number % plan.kv_heads), first, left < tokens ? left : tokens, parts > 1 ? (int)part : -1};
-    scratch_row += number * parts * plan.rows_per_part();
-    run_task<Engine>(plan.call, task, scratch_row + part * plan.rows_per_part());
+    const int heads = plan.heads(*seq), heads_tasks = plan.kv_heads / heads, tokens = plan.tokens(*seq);
+    const int first = (int)(number / heads_tasks) * tokens, left = seq->num_tokens - first;
+    const Task task = {seq,   (int)(number % heads_tasks) * heads, heads,     first, left < tokens ? left : tokens,
+                       parts > 1 ? (int)part : -1, plan.group};
+    scratch_row += number * parts * MAX_ROWS;
+    run_task<Engine>(plan.call, task, scratch_row + part * MAX_ROWS);
     if (parts == 1) return;
     const int32_t done = __atomic_add_fetch(plan.call.parts_done + cut_tasks + number, 1, __ATOMIC_ACQ_REL);
     if (done == parts) merge_parts(plan, task, parts, scratch_row);

@@ -36,13 +36,19 @@ constexpr float NEGATIVE = -INFINITY;
 constexpr float SLACK = 8;  // how far scores may rise above the peak before it moves: weights are up to 2 to the 8th
 constexpr float LOG2_E = 1.44269504088896341f;
 
-// A task: rows (token, head of the group) of one sequence under one KV head.
+// A task: rows (KV head, token, query head of the group) of one sequence under some neighbouring KV heads.
 struct Task {
     const Sequence* sequence;
-    int kv_head, first_token, num_tokens, part;  // part -1: all partitions, merged in place
+    int kv_head, num_heads, first_token, num_tokens, part;  // part -1: all partitions, merged in place
+    int group;                                              // query heads of a KV head
 
     int64_t first_position() const { return (int64_t)sequence->start + first_token; }
     int64_t length() const { return first_position() + num_tokens; }
+    int rows_per_head() const { return num_tokens * group; }
+    int num_rows() const { return num_heads * rows_per_head(); }
+    // Row r of the task: the step's row, and the query head.
+    int64_t token(int r) const { return sequence->row + first_token + r % rows_per_head() / group; }
+    int64_t query_head(int r) const { return (int64_t)(kv_head + r / rows_per_head()) * group + r % group; }
 };
 
 // Softmax state of a task's rows over the keys seen so far.  peak: of scores in base 2.  sum: rows `stride` apart.
@@ -69,7 +75,7 @@ struct Tile {
     const element *k[MAX_TILE / L], *v[MAX_TILE / L];
     alignas(64) float key_scale[T::SCALED ? MAX_TILE : L], value_scale[T::SCALED ? MAX_TILE : L];
 
-    void locate(const AttentionCall& call, const Task& task, int64_t tile, int64_t end, int most) {
+    void locate(const AttentionCall& call, const Task& task, int kv_head, int64_t tile, int64_t end, int most) {
         const LayerPool& pool = *call.pool;
         const int bs = pool.block_size;
         first = tile;
@@ -77,7 +83,7 @@ struct Tile {
         columns = (num_keys + L - 1) / L;
         for (int w = 0; w < columns; w++) {
             const int64_t position = tile + w * L, block = task.sequence->block_table[position / bs];
-            const int64_t place = block * pool.kv_heads + task.kv_head, offset = position % bs;
+            const int64_t place = block * pool.kv_heads + kv_head, offset = position % bs;
             k[w] = (const element*)pool.keys + place * bs * pool.head_dim + offset;
             v[w] = (const element*)pool.values + (place * bs + offset) * pool.value_dim;
             if constexpr (T::SCALED) {

@@ -151,6 +151,25 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("heads", [(9, 3), (10, 2), (5, 1)])
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_sequences_whose_heads_are_one_task_give_the_bits_of_each_alone(
+    kernels: Kernels, heads: tuple[int, int], window: int | None, threads: int
+) -> None:
+    lengths = [(0, 1), (16, 1), (1700, 1), (511, 1), (640, 1), (33, 1), (700, 1), (90, 2), (530, 9), (60, 25)]
+    case = Case(layout(*heads, 64, window=window), lengths, dtype=torch.float16)
+    case.fill()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = torch.cat([case.native(kernels, [entry]) for entry in case.entries()])
+        torch.set_num_threads(threads)
+        assert torch.equal(case.native(kernels, case.entries()), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(
     ("kv", "block_size"), SHAPES, ids=lambda of: f"{of.num_heads}x{of.head_dim}" if isinstance(of, LayerLayout) else of
