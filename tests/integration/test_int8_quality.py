@@ -72,7 +72,7 @@ def with_neighbours_scales(attend: Attend) -> Attend:
         attention: NativeAttention, layer: int, qkv: torch.Tensor, layout: LayerLayout
     ) -> torch.Tensor:
         out = attend(attention, layer, qkv, layout)
-        cache = attention._pool.cache
+        cache = attention.pool.cache
         if layer == 15 and cache.dtype == torch.int8:
             scales = cache.value_scales[layer]
             scales.copy_(scales.roll(1, dims=-1))
@@ -84,7 +84,7 @@ def with_neighbours_scales(attend: Attend) -> Attend:
 def scales_of_one_layer(forward: object) -> torch.Tensor:
     decoder = getattr(forward, "__self__", None)
     assert isinstance(decoder, FusedDecoder)
-    weight = decoder._layers[15].down._packed
+    weight = decoder._layers[15].down.packed
     assert weight is not None
     block_bytes = 16 * 2 + 16 * 32  # of a panel: a step for each of its outputs, then the integers
     return weight.packed.view(-1, block_bytes)[:, :32]
