@@ -18,6 +18,7 @@ pool never depends on its neighbours, so it is the same however the tokens were 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -29,6 +30,9 @@ from sessions.pool_size import PoolSize
 
 STEPS: Final = 127
 """Integers on each side of zero that int8 KV is rounded to."""
+CACHE_LINE: Final = 64
+LARGE_PAGE: Final = 2 << 20
+"""Bytes; of Linux on x86 and most ARM."""
 SMALLEST: Final = 1e-30
 """K or V of a head whose numbers are all below is stored as zeros: the inverse of its scale would overflow."""
 
@@ -82,21 +86,21 @@ class KVCache:
 
     def _allocate(self) -> tuple[list[torch.Tensor], ...]:
         """K, V, scales of K, scales of V: one tensor per layer each, no scales but in int8."""
-        scaled = self.layers if self.dtype == torch.int8 else ()
-
-        def part(shape: tuple[int, ...], dtype: torch.dtype = self.dtype) -> torch.Tensor:
-            return _zeros((self.num_blocks, *shape), dtype, self.device)
-
         size = self.block_size
         if self.tokens_first:
-            keys = [part((size, kv.num_kv_heads, kv.head_dim)) for kv in self.layers]
-            values = [part((size, kv.num_kv_heads, kv.value_head_dim)) for kv in self.layers]
-            scales = [[part((size, kv.num_kv_heads), torch.float32) for kv in scaled] for _ in "kv"]
+            keys = [(size, kv.num_kv_heads, kv.head_dim) for kv in self.layers]
+            values = [(size, kv.num_kv_heads, kv.value_head_dim) for kv in self.layers]
+            scales = [(size, kv.num_kv_heads) for kv in self.layers]
         else:
-            keys = [part((kv.num_kv_heads, kv.head_dim, size)) for kv in self.layers]
-            values = [part((kv.num_kv_heads, size, kv.value_head_dim)) for kv in self.layers]
-            scales = [[part((kv.num_kv_heads, size), torch.float32) for kv in scaled] for _ in "kv"]
-        return keys, values, *scales
+            keys = [(kv.num_kv_heads, kv.head_dim, size) for kv in self.layers]
+            values = [(kv.num_kv_heads, size, kv.value_head_dim) for kv in self.layers]
+            scales = [(kv.num_kv_heads, size) for kv in self.layers]
+        if self.dtype != torch.int8:
+            scales = []
+        wanted: list[tuple[tuple[int, ...], torch.dtype]] = [((self.num_blocks, *s), self.dtype) for s in keys + values]
+        wanted += [((self.num_blocks, *s), torch.float32) for s in scales + scales]
+        parts = iter(_zeros(wanted, self.device))
+        return tuple(list(islice(parts, len(shapes))) for shapes in (keys, values, scales, scales))
 
     def _by_token(self) -> tuple[list[torch.Tensor], ...]:
         """The same memory as [num_blocks, block_size, kv_heads, ..], whatever the order."""
@@ -204,14 +208,23 @@ def round_to_int8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(usable[..., None], rounded, 0).to(torch.int8), scales
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, because a padded slot that is read and masked must be finite.
+def _zeros(parts: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> list[torch.Tensor]:
+    """Zeros of these shapes, because a padded slot that is read and masked must be finite.
 
-    On CPU from calloc: torch.zeros writes every page, which costs seconds of start-up for gigabytes nobody uses yet.
+    On CPU one memory from calloc: torch.zeros writes every page, which costs seconds of start-up for gigabytes nobody
+    uses yet. Large parts begin on a large page: their first blocks, which are the first to be used, then lie on one.
     """
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in parts]
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in parts]
+    aligned = [size if size < LARGE_PAGE else -(-size // LARGE_PAGE) * LARGE_PAGE for size in sizes]
+    memory = np.zeros(sum(-(-size // CACHE_LINE) * CACHE_LINE for size in aligned) + LARGE_PAGE, np.uint8)
+    at = -memory.ctypes.data % LARGE_PAGE
+    found: list[torch.Tensor] = []
+    for (shape, dtype), size, room in zip(parts, sizes, aligned, strict=True):
+        found.append(torch.from_numpy(memory[at : at + size]).view(dtype).view(shape))
+        at += -(-room // CACHE_LINE) * CACHE_LINE
+    return found
 
 
 def bytes_per_token(layers: Sequence[LayerLayout], dtype: torch.dtype) -> int:
