@@ -26,6 +26,7 @@ import numpy.typing as npt
 import psutil
 import torch
 
+from sessions.engine.prefault import Prefault
 from sessions.pool_size import PoolSize
 
 STEPS: Final = 127
@@ -77,6 +78,7 @@ class KVCache:
         self.tokens_first = tokens_first
         self.keys, self.values, self.key_scales, self.value_scales = self._allocate()
         self._parts = (*self.keys, *self.values, *self.key_scales, *self.value_scales)
+        self.prefault = Prefault(self._parts)
         self._bytes = [part.view(num_blocks, -1).view(torch.uint8) for part in self._parts]
         self.block_bytes = sum(part.shape[1] for part in self._bytes)
         shapes = ["x".join(map(str, part.shape[1:])) for part in self._parts]

@@ -23,6 +23,12 @@ MAX_BESIDE: Final = 32
 _WEIGHT: Final = 1 / 8
 """Of a new sample in a moving average."""
 
+_WEIGHT_OF_WORSE: Final = 1 / 2
+"""Of a prompt's tokens that took longer than they used to: a gap too long is worse than a prompt a little later."""
+
+_LIMIT: Final = 2
+"""Over the average, at which one that took longer still counts: the machine paused."""
+
 
 class Pace:
     """max_slowdown: the gap of a stream beside a prompt over its usual one; 0 is no bound."""
@@ -65,8 +71,12 @@ class Pace:
 
     def _observe_prompt(self, num_tokens: int, seconds: float) -> None:
         if num_tokens >= LEAST_PROMPT_TOKENS:  # fewer measure what a step costs rather than its tokens
-            self._token_s = _moved(self._token_s, seconds / num_tokens)
+            self._token_s = _moved(self._token_s, seconds / num_tokens, _WEIGHT_OF_WORSE)
 
 
-def _moved(average: float | None, sample: float) -> float:
-    return sample if average is None else average + _WEIGHT * (sample - average)
+def _moved(average: float | None, sample: float, weight_of_worse: float = _WEIGHT) -> float:
+    if average is None:
+        return sample
+    if sample > average:
+        return average + weight_of_worse * (min(sample, _LIMIT * average) - average)
+    return average + _WEIGHT * (sample - average)

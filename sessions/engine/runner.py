@@ -23,6 +23,7 @@ class ModelRunner:
         self._loaded = loaded
         self._cache = cache
         self._attention = open_attention(loaded.attention, cache, loaded.kernels, loaded.max_model_len, warm=True)
+        cache.prefault.reach(0)
         on_cpu = loaded.device.type == "cpu"
         self._pick: Pick = NativePick(loaded.kernels) if loaded.kernels and on_cpu else pick_by_torch
 
@@ -37,6 +38,7 @@ class ModelRunner:
         if not schedule.entries:
             return []
         batch = build_batch(schedule.entries, self._loaded.device)
+        self._cache.prefault.reach(max(int(table[-1]) for table in batch.block_tables))
         logits = self._loaded.forward(batch, self._attention(batch))
         masks = compute_masks(batch.sampled)
         num_draws = len(batch.sampled)

@@ -102,3 +102,27 @@ def test_alone_a_prompt_has_the_whole_budget() -> None:
     bench = Bench(max_slowdown=2.5, num_blocks=100, max_num_batched_tokens=BUDGET, max_model_len=300)
     bench.add(list(range(40)) * 5, max_tokens=1)
     assert [entry.num_tokens for entry in bench.step().entries] == [200]
+
+
+def test_prompt_tokens_that_get_dearer_are_noticed_at_once_and_a_pause_is_forgotten() -> None:
+    """Streams take 10 ms of 25 that are allowed."""
+    pace, request = Pace(2.5), Bench().add([1], max_tokens=9)
+    prompt = Scheduled(Bench().add([1], max_tokens=1), 0, 1)
+    request.append(1)
+    stream = Scheduled(request, 1, 1)
+
+    def step(num_tokens: int, token_s: float) -> int:
+        beside = [replace(prompt, num_tokens=num_tokens)] if num_tokens else []
+        pace.observe(Schedule([stream, *beside]), 0.010 + num_tokens * token_s)
+        return pace.num_prompt_tokens(BUDGET)
+
+    def settled(token_s: float) -> int:
+        step(0, 0)
+        return [step(100, token_s) for _ in range(MAX_BESIDE - 2)][-1]
+
+    assert settled(0.0001) == pytest.approx(150, abs=1)
+    assert step(100, 0.0002) == pytest.approx(100, abs=1), "half the way in one step"
+    assert settled(0.0002) == pytest.approx(75, abs=2)
+    step(0, 0)
+    assert step(100, 0.1) == pytest.approx(50, abs=2), "a pause counts as twice as dear at the most"
+    assert settled(0.0002) == pytest.approx(75, abs=2)

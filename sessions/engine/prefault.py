@@ -1,0 +1,71 @@
+"""Prefault: the pool's pages get memory shortly before blocks on them are used. Engine thread, and one that works.
+
+    a layer's K    [ used blocks ....... | ready ..... | not there yet ................ ]
+                                         ▲ reached     ▲ its first use makes the kernel find a page, and clear it
+
+The pool is bigger than what is used at first, so its pages come when they are touched. All layers fill up alike:
+without this one step in some thousands of tokens touches a new page of 2 MiB in each of them, and stands for the tenths
+of a second that a virtual machine takes to find so much memory. That was the worst gap of all its streams.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+MADV_POPULATE_WRITE: Final = 23
+"""Linux 5.14: make pages present and writable, as they are (madvise(2)). Before it an error, and nothing is done."""
+PAGE: Final = 2 << 20
+"""Bytes that are made ready at once."""
+REST: Final = 3
+"""Times as long as a page took, before the next: steps want the processor too."""
+
+
+class Prefault:
+    """Of tensors [num_blocks, ..], contiguous; those on CPU that are large enough to begin with a page."""
+
+    def __init__(self, parts: Sequence[torch.Tensor]) -> None:
+        self._parts = [part for part in parts if part.device.type == "cpu" and part.nbytes >= 2 * PAGE]
+        self._done = [0] * len(self._parts)
+        self._per_page = max(1, PAGE // max((part[0].nbytes for part in self._parts), default=PAGE))
+        """Blocks on a page of the widest part."""
+        self._num_ready = 0 if self._parts and sys.platform == "linux" else sys.maxsize
+        self._num_wanted = 0
+        self._worker: threading.Thread | None = None
+
+    def reach(self, block_id: int) -> None:
+        """A step uses this block: be ready for half a page of blocks more. Never waits."""
+        wanted = ((block_id + self._per_page // 2) // self._per_page + 1) * self._per_page
+        self._num_wanted = max(self._num_wanted, wanted)
+        if self._num_wanted > self._num_ready and (self._worker is None or not self._worker.is_alive()):
+            self._worker = threading.Thread(target=self._work, name="anaphora-prefault", daemon=True)
+            self._worker.start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Until what was asked for is ready."""
+        if self._worker is not None:
+            self._worker.join(timeout_s)
+        return self._num_wanted <= self._num_ready
+
+    # -- worker --
+
+    def _work(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # on Linux of this thread alone
+        populate = ctypes.CDLL(None).madvise
+        while (wanted := self._num_wanted) > self._num_ready:
+            for index, part in enumerate(self._parts):
+                whole_pages = -(-wanted * part[0].nbytes // PAGE) * PAGE
+                while self._done[index] < min(whole_pages, part.nbytes // PAGE * PAGE):
+                    started_at = time.monotonic()
+                    address = ctypes.c_void_p(part.data_ptr() + self._done[index])
+                    if populate(address, ctypes.c_size_t(PAGE), MADV_POPULATE_WRITE):
+                        self._num_ready = sys.maxsize  # this system cannot
+                        return
+                    self._done[index] += PAGE
+                    time.sleep(REST * (time.monotonic() - started_at))
+            self._num_ready = wanted

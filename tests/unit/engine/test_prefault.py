@@ -1,0 +1,65 @@
+"""The pool's pages are there before they are used, those in front first, and hold what they held."""
+
+import ctypes
+import sys
+
+import pytest
+import torch
+
+from sessions.engine.kv_cache import KVCache, LayerLayout
+from sessions.engine.prefault import PAGE, Prefault
+
+DEADLINE_S = 30
+SMALL_PAGE = 4096
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are made present by a call of Linux")
+
+
+def pages_present(part: torch.Tensor) -> list[bool]:
+    """Of every large page, whether all of it is (mincore(2))."""
+    present = (ctypes.c_ubyte * (part.nbytes // SMALL_PAGE))()
+    done = ctypes.CDLL(None).mincore(ctypes.c_void_p(part.data_ptr()), ctypes.c_size_t(part.nbytes), present)
+    assert done == 0
+    per_page = PAGE // SMALL_PAGE
+    return [all(present[at : at + per_page]) for at in range(0, len(present) - per_page + 1, per_page)]
+
+
+def cache_of(num_blocks: int) -> KVCache:
+    """Blocks of 64 KiB in K and in V: 32 a page."""
+    return KVCache([LayerLayout(4, 4, 256, 256, 0.06)] * 2, num_blocks, 32, torch.float16, torch.device("cpu"))
+
+
+def test_pages_in_front_are_made_ready_and_others_are_not() -> None:
+    cache = cache_of(num_blocks=200)
+    parts = [*cache.keys, *cache.values]
+    assert not any(any(pages_present(part)) for part in parts)
+    for block_id, num_pages in [(0, 1), (15, 1), (16, 2), (20, 2), (100, 4), (199, 6)]:
+        cache.prefault.reach(block_id)
+        assert cache.prefault.wait(DEADLINE_S)
+        assert [pages_present(part) for part in parts] == [[index < num_pages for index in range(6)]] * 4
+
+
+def test_what_pages_hold_stays() -> None:
+    cache = cache_of(num_blocks=128)
+    for part in cache.keys:
+        part[:100] = 1.5
+    cache.prefault.reach(127)
+    assert cache.prefault.wait(DEADLINE_S)
+    for part in cache.keys:
+        assert bool((part[:100] == 1.5).all()) and not part[100:].any()
+
+
+def test_small_pools_are_left_alone() -> None:
+    prefault = Prefault([torch.zeros(8, 100)])
+    prefault.reach(7)
+    assert prefault.wait(0)
+
+
+def test_a_system_that_cannot_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sessions.engine.prefault.MADV_POPULATE_WRITE", 9999)
+    cache = cache_of(num_blocks=128)
+    cache.prefault.reach(0)
+    assert cache.prefault.wait(DEADLINE_S)
+    cache.prefault.reach(127)
+    assert cache.prefault.wait(0)
+    assert not any(pages_present(cache.keys[0]))
