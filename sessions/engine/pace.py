@@ -10,6 +10,8 @@ to nothing, as on a GPU, the token budget is reached first and nothing changes. 
 step now and then (`MAX_BESIDE`), because what streams alone take changes with their number.
 """
 
+from collections import deque
+from statistics import median
 from typing import Final
 
 from sessions.engine.schedule import Schedule
@@ -24,10 +26,13 @@ _WEIGHT: Final = 1 / 8
 """Of a new sample in a moving average."""
 
 _WEIGHT_OF_WORSE: Final = 1 / 2
-"""Of a prompt's tokens that took longer than they used to: a gap too long is worse than a prompt a little later."""
+"""Of one that took longer: a gap too long is worse than a prompt a little later."""
 
 _LIMIT: Final = 2
-"""Over the average, at which one that took longer still counts: the machine paused."""
+"""Times the average, above which a sample counts as that: the machine paused."""
+
+_NUM_USUAL: Final = 15
+"""Steps of streams alone whose median is the usual gap: one beside which a long prompt came in says nothing of it."""
 
 
 class Pace:
@@ -35,7 +40,7 @@ class Pace:
 
     def __init__(self, max_slowdown: float) -> None:
         self._max_slowdown = max_slowdown
-        self._usual_s: float | None = None
+        self._alone: deque[float] = deque(maxlen=_NUM_USUAL)
         self._token_s: float | None = None
         self._num_beside = 0
 
@@ -43,11 +48,11 @@ class Pace:
         """How many of `budget` tokens prompts may have in a step that has streams."""
         if not self._max_slowdown:
             return budget
-        if self._usual_s is None or self._num_beside >= MAX_BESIDE:
+        if not self._alone or self._num_beside >= MAX_BESIDE:
             return 0
         if not self._token_s:
             return min(budget, LEAST_PROMPT_TOKENS)
-        spare_s = (self._max_slowdown - 1) * self._usual_s
+        spare_s = (self._max_slowdown - 1) * self._usual_s()
         return min(budget, max(LEAST_PROMPT_TOKENS, int(spare_s / self._token_s)))
 
     def observe(self, schedule: Schedule, seconds: float) -> None:
@@ -59,24 +64,27 @@ class Pace:
                 self._observe_streams(seconds)
         elif not has_streams:
             self._observe_prompt(num_prompt_tokens, seconds)
-        elif self._usual_s is not None:
+        elif self._alone:
             self._num_beside += 1
-            self._observe_prompt(num_prompt_tokens, max(0.0, seconds - self._usual_s))
+            self._observe_prompt(num_prompt_tokens, max(0.0, seconds - self._usual_s()))
+
+    def _usual_s(self) -> float:
+        return median(self._alone)
 
     def _observe_streams(self, seconds: float) -> None:
         if self._num_beside >= MAX_BESIDE:  # what was known is old
-            self._usual_s = None
-        self._usual_s = _moved(self._usual_s, seconds)
+            self._alone.clear()
+        self._alone.append(seconds)
         self._num_beside = 0
 
     def _observe_prompt(self, num_tokens: int, seconds: float) -> None:
         if num_tokens >= LEAST_PROMPT_TOKENS:  # fewer measure what a step costs rather than its tokens
-            self._token_s = _moved(self._token_s, seconds / num_tokens, _WEIGHT_OF_WORSE)
+            self._token_s = _moved(self._token_s, seconds / num_tokens)
 
 
-def _moved(average: float | None, sample: float, weight_of_worse: float = _WEIGHT) -> float:
+def _moved(average: float | None, sample: float) -> float:
     if average is None:
         return sample
     if sample > average:
-        return average + weight_of_worse * (min(sample, _LIMIT * average) - average)
+        return average + _WEIGHT_OF_WORSE * (min(sample, _LIMIT * average) - average)
     return average + _WEIGHT * (sample - average)

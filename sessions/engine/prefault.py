@@ -22,6 +22,7 @@ MADV_POPULATE_WRITE: Final = 23
 """Linux 5.14: make pages present and writable, as they are (madvise(2)). Before it an error, and nothing is done."""
 PAGE: Final = 2 << 20
 """Bytes that are made ready at once."""
+NICENESS: Final = 5
 REST: Final = 3
 """Times as long as a page took, before the next: steps want the processor too."""
 
@@ -39,8 +40,8 @@ class Prefault:
         self._worker: threading.Thread | None = None
 
     def reach(self, block_id: int) -> None:
-        """A step uses this block: be ready for half a page of blocks more. Never waits."""
-        wanted = ((block_id + self._per_page // 2) // self._per_page + 1) * self._per_page
+        """A step uses this block: be ready for a whole page of blocks behind its own. Never waits."""
+        wanted = (block_id // self._per_page + 2) * self._per_page
         self._num_wanted = max(self._num_wanted, wanted)
         if self._num_wanted > self._num_ready and (self._worker is None or not self._worker.is_alive()):
             self._worker = threading.Thread(target=self._work, name="anaphora-prefault", daemon=True)
@@ -55,7 +56,7 @@ class Prefault:
     # -- worker --
 
     def _work(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # on Linux of this thread alone
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)  # on Linux of this thread alone
         populate = ctypes.CDLL(None).madvise
         while (wanted := self._num_wanted) > self._num_ready:
             for index, part in enumerate(self._parts):

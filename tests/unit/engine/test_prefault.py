@@ -33,7 +33,7 @@ def test_pages_in_front_are_made_ready_and_others_are_not() -> None:
     cache = cache_of(num_blocks=200)
     parts = [*cache.keys, *cache.values]
     assert not any(any(pages_present(part)) for part in parts)
-    for block_id, num_pages in [(0, 1), (15, 1), (16, 2), (20, 2), (100, 4), (199, 6)]:
+    for block_id, num_pages in [(0, 2), (31, 2), (32, 3), (20, 3), (100, 5), (199, 6)]:
         cache.prefault.reach(block_id)
         assert cache.prefault.wait(DEADLINE_S)
         assert [pages_present(part) for part in parts] == [[index < num_pages for index in range(6)]] * 4
