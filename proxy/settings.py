@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     )
     max_num_batched_tokens: Count = Field(256, description="Token budget of one engine step (chunked prefill).")
     max_slowdown: float = Field(
-        2.5,
+        2.25,
         description="A prompt computed beside running streams may make the gaps between their tokens so many times "
         "longer; 0 means as long as a full token budget takes.",
         ge=0,

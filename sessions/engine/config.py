@@ -21,7 +21,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 256
     max_num_seqs: int = 64
     max_model_len: int = 8192
-    max_slowdown: float = 2.5
+    max_slowdown: float = 2.25
     max_num_draft_tokens: int = 3
 
     def __post_init__(self) -> None:
