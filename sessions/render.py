@@ -168,34 +168,44 @@ def _continued(conversation: Conversation, template: ChatTemplate, known: Known)
         return None
     turns = (*conversation.turns[: known.num_turns], *inputs.turns)
     inputs = _Inputs(turns, conversation.schemas or None, conversation.options)
-    held, beginning = known.held, known.text + known.reply
+    held = known.held
     if held is None:
-        text = _grown(known, inputs, template) or _applied(conversation, inputs, template, True)
+        after = _grown(known, inputs, template)
+        if after is None:
+            after = _after(known.text + known.reply, _applied(conversation, inputs, template, True))
     else:
         holding = _holding(inputs, template, True, held.turns, held.hole)
-        if holding is None or not holding[1].startswith(held.text):
+        if holding is None:
             return None
-        text = beginning + holding[1][len(held.text) :]
-        held = replace(held, text=holding[1])
-    if not text.startswith(beginning):
+        after, held = _after(held.text, holding[1]), replace(held, text=holding[1])
+    if after is None:
         return None
-    start, end = len(known.text) + known.num_reply_chars, len(beginning)
-    segments = _segments(text[end:], template, stand_ins)
+    start, end = len(known.text) + known.num_reply_chars, len(known.text) + len(known.reply)
+    segments = _segments(after, template, stand_ins)
     first = template.control_tokens.at(segments[0].text) if segments and segments[0].control_id is not None else None
     if first is None or first.lstrip or first.single_word:  # these look at what is before them
         return None
     rest = [replace(segment, start=end + segment.start) for segment in segments]
-    cut = [Segment(start, text[start:end])] if start < end else []
+    cut = [Segment(start, known.reply[known.num_reply_chars :])] if start < end else []
+    text = "".join((known.text, known.reply, after))
     return Prompt(text, (*cut, *rest), (), conversation.moves, known.ids, held=held)
 
 
+def _after(beginning: str, text: str) -> str | None:
+    """What follows `beginning` in `text`; None if that begins otherwise."""
+    return text[len(beginning) :] if text.startswith(beginning) else None
+
+
 def _grown(known: Known, inputs: "_Inputs", template: ChatTemplate) -> str | None:
-    """The text without a look at what is known of it, where the template lets us: it gets the first and the new turns.
+    """What follows the known reply, without a look at all that is known, where the template lets us: it gets the first
+    and the new turns. None if it does not, or if it might be another reply by now.
 
     known.text   [ first ][ others ][ opens a reply ]
     shut         [ first ]
     opened       [ first ][ opens a reply ]
     text         [ first ][ new, the known reply among them ][ opens a reply ]
+
+    Of a long conversation's text, which is most of its bytes, nothing is copied here but its end.
     """
     if not template.writes_each_alone:
         return None
@@ -206,7 +216,8 @@ def _grown(known: Known, inputs: "_Inputs", template: ChatTemplate) -> str | Non
         text = replace(inputs, turns=first + new).apply(template, True)
     except TemplateError:  # the whole of it will say whose fault it is
         return None
-    return known.text[: len(known.text) - (len(opened) - len(shut))] + text[len(shut) :]
+    opens_reply = known.text[len(known.text) - (len(opened) - len(shut)) :]
+    return _after(opens_reply + known.reply, text[len(shut) :])
 
 
 @dataclass(frozen=True, slots=True)

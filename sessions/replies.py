@@ -21,12 +21,12 @@ from typing import Any, Final, Protocol
 import msgpack
 
 from sessions.bounded import Bounded
-from sessions.conversation import Conversation, Turn, TurnKey, turn_key
+from sessions.conversation import SYSTEM_ROLES, Conversation, Turn, TurnKey, canonical, is_written_as, turn_key
 from sessions.detokenizer import fitting
 from sessions.engine.drops import Drops
 from sessions.reply_parser import Reading
 from sessions.transcripts import Opening, Said, Transcript, place_of
-from sessions.types import BlockHash, TokenId
+from sessions.types import BlockHash, Message, TokenId
 from sessions.whole_replies import Spliced, WholeReplies, turn_of
 
 RECORD_BYTES: Final = 32 << 20
@@ -96,11 +96,27 @@ class Replies:
         """What is known of the conversation up to its last reply, if that is known whole."""
         turns = conversation.turns
         last = next((at for at in range(len(turns) - 1, 0, -1) if turns[at].role == "assistant"), 0)
-        found = self._transcripts.get(place_of(root, turns[:last], turns[last])) if last else None
+        found = self._transcripts.get(place_of(root, last, turns[last - 1].content, turns[last])) if last else None
         if found is None or found.turns != turns[:last] or turns[last].reasoning not in ("", found.said.reasoning):
             return None
-        is_same = found.schemas == conversation.schemas and found.options == conversation.options
-        return found if is_same else None
+        before = found.conversation
+        is_same = is_written_as(conversation.schemas, before.schemas)
+        return found if is_same and is_written_as(conversation.options, before.options) else None
+
+    def beginning(self, root: BlockHash, messages: Sequence[Message]) -> Conversation | None:
+        """The conversation that these messages may go on with a reply to it: if they do, they begin with its own.
+
+        One message is put in order to find it, where `transcript` needs all of them to be.
+        """
+        last = next((at for at in range(len(messages) - 1, 0, -1) if messages[at].role == "assistant"), 0)
+        if not last:
+            return None
+        first = next(at for at, message in enumerate(messages) if message.role == "assistant")
+        num_leading = sum(message.role in SYSTEM_ROLES for message in messages[:first])
+        (before, said) = self.seen(canonical(messages[last - 1 : last + 1], ())).turns[-2:]
+        num_turns = last - max(0, num_leading - 1)  # those that lead become one
+        found = self._transcripts.get(place_of(root, num_turns, before.content, said))
+        return None if found is None else found.conversation
 
     def recent(self, root: BlockHash) -> Iterator[Transcript]:
         """The transcripts under `root`, the latest used first."""

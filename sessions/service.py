@@ -9,6 +9,7 @@ Everything here runs on the event loop, but `_deliver`, which is the engine thre
 import asyncio
 import secrets
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -249,7 +250,7 @@ class ChatService:
         if not request.cache.is_explicit and not is_scored:
             restored = await self._lower.restore(chain, token_ids)
         return EnginePrompt(
-            token_ids,
+            array("I", token_ids),
             chain,
             keeping_of(request.cache, ()),
             restored=restored,

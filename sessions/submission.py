@@ -28,10 +28,11 @@ CONTEXT_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class EnginePrompt:
-    """A prompt as the engine gets it. echo: it is said again before its completions; is_scored: with its scores,
-    which choice 0 computes for all."""
+    """A prompt as the engine gets it. token_ids, chain: its first choice goes on with them as they are, the others with
+    copies. echo: it is said again before its completions; is_scored: with its scores, which choice 0 computes for all.
+    """
 
-    token_ids: Sequence[int]
+    token_ids: "array[int]"
     chain: HashChain
     keeping: Keeping
     prediction: tuple[TokenId, ...] = ()
@@ -52,13 +53,15 @@ def engine_requests(
     max_model_len: int,
     is_returning: bool,
 ) -> list[Request]:
-    """All choices of all prompts, in order. seeds: of each prompt's choice 0. is_returning: its group came before."""
+    """All choices of all prompts, in order, which own what the prompts hold from now on. seeds: of each prompt's choice
+    0. is_returning: its group came before.
+    """
     level = CONTINUED if is_returning and request.cache.priority != "low" else ONE_SHOT
     return [
         Request(
             id=RequestId(f"{generation_id}/{number * request.n + index}"),
-            token_ids=array("I", prompt.token_ids),
-            chain=prompt.chain.fork(),
+            token_ids=array("I", prompt.token_ids) if index else prompt.token_ids,
+            chain=prompt.chain.fork() if index else prompt.chain,
             params=request.params,
             max_tokens=_max_tokens(request.params, max_model_len - len(prompt.token_ids)),
             eos_token_ids=eos_token_ids,

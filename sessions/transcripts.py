@@ -7,8 +7,9 @@ Said         what is being said after it                 ├ Transcript: the beg
 
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain as chained
 from typing import Any, Final
 
 from sessions.control_tokens import unused_code_points
@@ -20,7 +21,8 @@ from sessions.reply_parser import Reading, ReplyPiece
 from sessions.types import BlockHash
 from sessions.whole_replies import Spliced
 
-_TURN_BYTES: Final = 120
+_TURN_BYTES: Final = 216
+"""A turn and the message it was made of, which have the same text."""
 _ID_BYTES: Final = 4 + 8  # in the array, and a place in its block's run: ids are interned
 _BLOCK_BYTES: Final = 57 + 64  # a hash, bytes of 16, and an empty tuple, its run; a place in a list for each
 
@@ -45,17 +47,17 @@ class Said:
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """A prompt and its reply. key: stands for all of it. chain: the hashes of `known.ids`. num_spliced: replies in it
-    whose ids are those that were generated. said: the reply as its client saw it. salted_of: as in `Opening`.
+    whose ids are those that were generated. conversation: the prompt's. said: the reply as its client saw it.
+    num_turn_bytes: memory that the conversation takes. salted_of: as in `Opening`.
     """
 
-    turns: tuple[Turn, ...]
+    conversation: Conversation
     said: Turn
-    schemas: list[dict[str, Any]]
-    options: tuple[tuple[str, Any], ...]
     known: Known
     chain: HashChain
     key: TurnKey
     num_spliced: int
+    num_turn_bytes: int
     salted_of: BlockHash | None = None
 
     @classmethod
@@ -71,31 +73,35 @@ class Transcript:
             held = Held(held.text + held.hole, held.hole, (*held.turns, num_turns))
         elif held is not None:
             held = replace(held, text=held.text + reply)
-        ids = array("I", opening.token_ids)
-        ids.extend(fit.ids)
         chain = opening.chain
+        ids = array("I", opening.token_ids[: chain.num_tokens])
+        ids.extend(fit.ids)
         chain.extend(fit.ids)
+        before = opening.continues
+        num_seen, num_turn_bytes = (0, 0) if before is None else (len(before.turns), before.num_turn_bytes)
         return cls(
-            conversation.turns,
+            conversation,
             said,
-            conversation.schemas,
-            conversation.options,
             Known(num_turns, opening.text, reply, fit.num_chars, ids, held),
             chain,
             key,
             opening.num_spliced + 1,
+            num_turn_bytes + sum(map(_turn_bytes, conversation.turns[num_seen:])),
             opening.salted_of,
         )
 
     @property
+    def turns(self) -> tuple[Turn, ...]:
+        return self.conversation.turns
+
+    @property
     def place(self) -> tuple[Any, ...]:
-        return place_of(self.chain.root, self.turns, self.said)
+        return place_of(self.chain.root, len(self.turns), self.turns[-1].content, self.said)
 
     @property
     def num_bytes(self) -> int:
-        contents = sum(_TURN_BYTES + sum(map(sys.getsizeof, _texts(turn))) for turn in self.turns)
         return (
-            contents
+            self.num_turn_bytes
             + sys.getsizeof(self.known.text)
             + (0 if self.known.held is None else sys.getsizeof(self.known.held.text))
             + _ID_BYTES * len(self.known.ids)
@@ -110,7 +116,8 @@ class Opening:
     root: its tenant's, or that of a salt; then salted_of is its tenant's.
 
     text: as rendered; None where it cannot be taken up again as it is (`Known`). held: as in `Prompt`. continues: the
-    transcript it took up. num_settled_drops: as the prompt arrived (`Drops`). owner: its tenant's name.
+    transcript it took up. num_settled_drops: as the prompt arrived (`Drops`). owner: its tenant's name. token_ids: as
+    many as its chain has; its engine request may append to them.
     """
 
     root: BlockHash
@@ -127,11 +134,12 @@ class Opening:
     salted_of: BlockHash | None = None
 
 
-def place_of(root: BlockHash, turns: Sequence[Turn], said: Turn) -> tuple[Any, ...]:
-    """Where a transcript is looked for; whether it is the one, its turns say."""
-    return root, len(turns), turns[-1].content, said.content, tuple(call[1:] for call in said.tool_calls)
+def place_of(root: BlockHash, num_turns: int, content: str, said: Turn) -> tuple[Any, ...]:
+    """Where a transcript is looked for; whether it is the one, its turns say. content: of the last before the reply."""
+    return root, num_turns, content, said.content, tuple(call[1:] for call in said.tool_calls)
 
 
-def _texts(turn: Turn) -> Iterator[str]:
-    yield from (turn.content, turn.tool_call_id or "", turn.reasoning)
-    yield from (text for call in turn.tool_calls for text in call)
+def _turn_bytes(turn: Turn) -> int:
+    calls = list(chained.from_iterable(turn.tool_calls))
+    texts = turn.content, turn.tool_call_id or "", turn.reasoning, *calls, *calls  # a message's are its own
+    return _TURN_BYTES + sum(map(sys.getsizeof, texts))

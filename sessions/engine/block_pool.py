@@ -18,6 +18,7 @@ A block is `block_size` consecutive tokens' KV over all layers, and in one of th
 * The free blocks of an owner with a budget stand in a second set of queues, the owner's, from which the budget is kept.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from sessions.engine.block import Block, Path, num_idle
@@ -102,7 +103,8 @@ class BlockPool:
 
         A tail that ends inside shared content is its tenant's own.
         """
-        runs = chain.runs[: (len(token_ids) - 1) // self.block_size]
+        num_runs = (len(token_ids) - 1) // self.block_size
+        runs = chain.runs if num_runs == len(chain.runs) else chain.runs[:num_runs]
         tail = token_ids[len(runs) * self.block_size : -1]
         match = self._tree.match(chain.branch, chain.hashes, runs, tail)
         if match.tail is None and len(match.blocks) < chain.num_shared_blocks:
@@ -146,15 +148,18 @@ class BlockPool:
 
         A block nobody holds keeps its KV if it is registered, and is empty if it is not. An owner over its budget loses
         what is given up first of its own.
+
+        held, pinned   [ 3 ][ 2 ][ 2 ][ 1 ][ 1 ][ 1 ]       whoever holds or pins a block does so with its parent:
+                                      └─ free ─────┘        what becomes free is the end of the path
         """
-        idle = []
-        for block in reversed(path):
+        blocks = list(reversed(path))
+        num_left = bisect_left(blocks, True, key=lambda block: block.ref_count > 1)
+        for block in blocks[:num_left]:
+            block.ref_count = 0
+            block.last_used_at = now
+        for block in blocks[num_left:]:
             block.ref_count -= 1
-            if block.ref_count == 0:
-                block.last_used_at = now
-                if block.num_pins == 0:
-                    idle.append(block)
-        self._idle.add(idle)
+        self._idle.add(blocks[: bisect_left(blocks, True, hi=num_left, key=lambda block: block.num_pins > 0)])
         self._keep_budgets(now)
 
     # -- retention --

@@ -44,21 +44,20 @@ class BlockTree:
 
     # -- lookup --
 
-    def num_prefix_blocks(self, hashes: Sequence[BlockHash]) -> int:
-        """How many leading `hashes` are stored. Galloping is legal because storage is prefix-closed. Any thread."""
-        return bisect_left(hashes, True, key=lambda block_hash: block_hash not in self.by_hash)
+    def num_prefix_blocks(self, hashes: Sequence[BlockHash], end: int | None = None) -> int:
+        """How many leading `hashes`, of the first `end`, are stored. Bisecting is legal because storage is
+        prefix-closed. Any thread."""
+        return bisect_left(hashes, True, hi=end, key=lambda block_hash: block_hash not in self.by_hash)
 
     def match(
         self, root: BlockHash, hashes: Sequence[BlockHash], runs: Sequence[tuple[int, ...]], tail: Sequence[int]
     ) -> Match:
         """See `BlockPool.match`. runs: the ids of whole blocks, of which `hashes` are. tail: of a part of the next."""
-        num_found = self.num_prefix_blocks(hashes[: len(runs)])
-        blocks = self._path_of(root, hashes[:num_found], runs)
+        num_found = self.num_prefix_blocks(hashes, min(len(hashes), len(runs)))
+        blocks = self._path_of(root, hashes, runs, num_found)
         if blocks is None:  # hashes collide
-            num_found = bisect_left(
-                range(num_found), True, key=lambda n: not self._path_of(root, hashes[: n + 1], runs)
-            )
-            blocks = self._path_of(root, hashes[:num_found], runs) or []
+            num_found = bisect_left(range(num_found), True, key=lambda n: not self._path_of(root, hashes, runs, n + 1))
+            blocks = self._path_of(root, hashes, runs, num_found) or []
         parent = blocks[-1] if blocks else None
         rest = runs[len(blocks)] if len(blocks) < len(runs) else tuple(tail)
         if not rest:
@@ -69,18 +68,21 @@ class BlockTree:
         return Match(blocks, *children.longest_common_prefix(rest)) if children else Match(blocks, None, 0)
 
     def _path_of(
-        self, root: BlockHash, hashes: Sequence[BlockHash], runs: Sequence[tuple[int, ...]]
+        self, root: BlockHash, hashes: Sequence[BlockHash], runs: Sequence[tuple[int, ...]], length: int
     ) -> list[Block] | None:
-        """The path that `root` leads to the last of `hashes` on, if that has the leading `runs`. Thousands, maybe."""
+        """The path that `root` leads to the last of the first `length` hashes on, if that has the leading `runs`.
+
+        Thousands, maybe: no list of them is copied that need not be.
+        """
         path: list[Block] = []
-        block = self.by_hash[hashes[-1]] if hashes else None
+        block = self.by_hash[hashes[length - 1]] if length else None
         if block is not None and block.root not in (root, self._shared_root):  # its parents' too, or shared
             return None
         while block is not None:
             path.append(block)
             block = block.parent
         path.reverse()
-        is_same = [block.token_ids for block in path] == runs[: len(hashes)]
+        is_same = [block.token_ids for block in path] == runs[:length]
         return path if is_same else None
 
     def _shared_block(self, block_hash: BlockHash, parent: Block | None) -> Block | None:

@@ -3,6 +3,7 @@
 empty blocks │ what exceeds its owner's budget │ cached blocks, in the order of `retention.py`
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from sessions.engine.block import Block
@@ -26,9 +27,13 @@ class IdleBlocks:
         return len(self._empty) + len(self._free)
 
     def add(self, blocks: Sequence[Block]) -> None:
-        """Nobody holds or pins these any more. The registered: nothing here was used later, nor one than the next."""
-        self._empty += [block for block in blocks if block.root is None]
-        registered = [block for block in blocks if block.root is not None]
+        """Nobody holds or pins these any more: a path's end, its last block first, so the registered follow the others.
+
+        Nothing here was used later than these, nor one of them than the next.
+        """
+        num_empty = bisect_left(blocks, True, key=lambda block: block.is_registered)
+        self._empty += blocks[:num_empty]
+        registered = blocks[num_empty:]
         self._free.add(registered)
         if self.budgets.by_owner:
             self.budgets.freed(registered)

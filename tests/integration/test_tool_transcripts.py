@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sessions.conversation import Turn
 from sessions.service import ChatService
 from sessions.tokenizer import Tokenizer
 from sessions.types import ChatRequest, Message, SamplingParams, Tool, ToolCall, ToolChoice
@@ -46,6 +47,7 @@ async def test_each_turn_looks_at_its_new_messages_alone(name: str, sends_though
     thinks = tokenizer.template.dialect.thinks
     service = await open_fake_service(tokenizer=tokenizer, num_blocks=4096, max_model_len=32_000)
     messages: list[Message] = []
+    known_turns: tuple[Turn, ...] = ()
     num_known = 0
     for number in range(1 if thinks else 3):  # thoughts are long: they end when the fake model draws their end
         messages.append(Message("user", f"Weather {number}?"))
@@ -58,11 +60,15 @@ async def test_each_turn_looks_at_its_new_messages_alone(name: str, sends_though
             assert found.chain.hashes == looked_at.chain.hashes
             assert found.opening.key == looked_at.opening.key
             assert len(found.prompt.known_ids) == num_known
+            turns = found.opening.conversation.turns
+            assert turns == looked_at.opening.conversation.turns
+            if sends_thoughts or not thinks:  # what is known is not put in order again
+                assert all(turn is known for turn, known in zip(turns, known_turns, strict=False))
             assert sum(len(segment.text) for segment in found.prompt.segments) < 500 or not num_known
             reply = await reply_to(service, request)
             assert bool(reply.tool_calls) == (choice is CALL)
             [transcript] = service._replies.recent(found.chain.root)
-            num_known = len(transcript.known.ids)
+            num_known, known_turns = len(transcript.known.ids), transcript.turns
             assert num_known > len(found.token_ids)
             messages.append(reply if sends_thoughts else reply._replace(reasoning=""))
             messages += [Message("tool", "sunny", call.id) for call in reply.tool_calls]

@@ -1,6 +1,8 @@
 """Replies: what fits a text, what is kept and for whom, and that a bad record is no record."""
 
+from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -8,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.conversation import Conversation, Turn, canonical, turn_keys
+from sessions.conversation import Conversation, Turn, TurnKey, canonical, continued, turn_keys
 from sessions.detokenizer import StopStrings, TextStream
 from sessions.engine.drops import Drops
 from sessions.hashing import HashChain
 from sessions.replies import Replies
 from sessions.tokenizer import Tokenizer
-from sessions.transcripts import Opening, Said
-from sessions.types import BlockHash, Breakpoint, Message, Part
+from sessions.transcripts import Opening, Said, Transcript
+from sessions.types import BlockHash, Breakpoint, Message, Part, ToolCall
+from sessions.whole_replies import Spliced
 from tests.fakes import byte_tokenizer
 
 ROOT = BlockHash(b"r" * 16)
@@ -189,6 +192,55 @@ def test_a_transcript_is_found_by_the_whole_conversation_only(tokenizer: Tokeniz
     edited = conversation("Hi?", said.text, "And?")
     edited.schemas.append({"type": "function"})
     assert replies.transcript(ROOT, edited) is None
+
+
+@pytest.mark.parametrize(("then", "is_known"), [(True, True), (1, False), (False, False)])
+def test_options_that_are_equal_but_written_otherwise_are_others(
+    tokenizer: Tokenizer, shelf: DictShelf, then: object, is_known: bool
+) -> None:
+    replies = make(tokenizer, shelf)
+    hi, more = Message("user", "Hi?"), Message("user", "And?")
+    said = say(replies, tokenizer, canonical([hi], (), options=(("thinks", True),)), ids_of(tokenizer, "Hello."))
+    messages = hi, Message("assistant", said.text), more
+    before = replies.beginning(ROOT, messages)
+    assert before is not None
+    assert (continued(before, messages, (), (("thinks", then),)) is not None) == is_known
+    asked = canonical(messages, (), options=(("thinks", then),))
+    assert (replies.transcript(ROOT, asked) is not None) == is_known
+
+
+def test_a_beginning_is_found_under_its_own_root_by_the_messages_as_they_came(
+    tokenizer: Tokenizer, shelf: DictShelf
+) -> None:
+    replies = make(tokenizer, shelf)
+    messages = [Message("user", "Hi?"), Message("developer", "Be"), Message("system", "kind"), Message("user", "So?")]
+    said = say(replies, tokenizer, canonical(messages, ()), ids_of(tokenizer, "Hello."))
+    messages += [Message("assistant", said.text), Message("user", "And?")]
+    before = replies.beginning(ROOT, messages)
+    assert before is not None and before.messages == tuple(messages[:4])
+    assert replies.beginning(BlockHash(b"x" * 16), messages) is None
+    assert replies.beginning(ROOT, messages[1:]) is None
+    assert replies.beginning(ROOT, messages[:4]) is None
+
+
+def test_the_size_of_a_transcript_is_that_of_all_its_turns(tokenizer: Tokenizer, shelf: DictShelf) -> None:
+    chain = HashChain(ROOT, 4)
+    call = ToolCall("a", "f" * 50, "{}")
+    contents = ["Hi?", "Hello.", "And more?" * 20, "", "18 degrees", "Warm.", "So?"]
+    roles = ["user", "assistant", "user", "assistant", "tool", "assistant", "user"]
+    messages = [Message(role, content) for role, content in zip(roles, contents, strict=True)]  # type: ignore[arg-type]
+    messages[3:5] = [Message("assistant", tool_calls=(call,)), Message("tool", "18 degrees", "a")]
+    transcripts: list[Transcript] = []
+    for end in (1, 3, 7):
+        asked = canonical(messages[:end], ())
+        key = TurnKey(bytes(16))
+        opening = Opening(ROOT, key, asked, "prompt", array("I"), chain.fork(), 0)
+        whole = Transcript.of(opening, key, Turn("assistant", "x"), Spliced([1], 1))
+        opening = replace(opening, chain=chain.fork(), continues=transcripts[-1] if transcripts else None)
+        grown = Transcript.of(opening, key, Turn("assistant", "x"), Spliced([1], 1))
+        assert grown is not None and whole is not None and grown.num_bytes == whole.num_bytes
+        assert not transcripts or grown.num_bytes > transcripts[-1].num_bytes
+        transcripts.append(grown)
 
 
 async def test_lenient_takes_a_reply_whose_ends_were_stripped(tokenizer: Tokenizer, shelf: DictShelf) -> None:
