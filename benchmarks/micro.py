@@ -6,6 +6,7 @@ import click
 import structlog
 
 from benchmarks.attention import attention
+from benchmarks.draws import draws
 from benchmarks.grammar import grammar
 from benchmarks.linears import linears
 from benchmarks.scores import scores
@@ -20,7 +21,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
-for _command in (linears, attention, step, scores, text, trie, grammar):
+for _command in (linears, attention, step, draws, scores, text, trie, grammar):
     main.add_command(_command)
 
 if __name__ == "__main__":
