@@ -219,14 +219,20 @@ def _zeros(parts: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.d
     if device.type != "cpu":
         return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in parts]
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in parts]
-    aligned = [size if size < LARGE_PAGE else -(-size // LARGE_PAGE) * LARGE_PAGE for size in sizes]
-    memory = np.zeros(sum(-(-size // CACHE_LINE) * CACHE_LINE for size in aligned) + LARGE_PAGE, np.uint8)
-    at = -memory.ctypes.data % LARGE_PAGE
-    found: list[torch.Tensor] = []
-    for (shape, dtype), size, room in zip(parts, sizes, aligned, strict=True):
-        found.append(torch.from_numpy(memory[at : at + size]).view(dtype).view(shape))
-        at += -(-room // CACHE_LINE) * CACHE_LINE
-    return found
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(_rounded_up(end, LARGE_PAGE if size >= LARGE_PAGE else CACHE_LINE))
+        end = starts[-1] + size
+    memory = np.zeros(end + LARGE_PAGE, np.uint8)
+    memory = memory[-memory.ctypes.data % LARGE_PAGE :]
+    return [
+        torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
+        for (shape, dtype), start, size in zip(parts, starts, sizes, strict=True)
+    ]
+
+
+def _rounded_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def bytes_per_token(layers: Sequence[LayerLayout], dtype: torch.dtype) -> int:

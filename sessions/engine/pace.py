@@ -22,17 +22,11 @@ LEAST_PROMPT_TOKENS: Final = 16
 MAX_BESIDE: Final = 32
 """Steps with prompts and streams in a row, before one of streams alone."""
 
-_WEIGHT: Final = 1 / 8
-"""Of a new sample in a moving average."""
-
-_WEIGHT_OF_WORSE: Final = 1 / 2
-"""Of one that took longer: a gap too long is worse than a prompt a little later."""
-
-_LIMIT: Final = 2
-"""Times the average, above which a sample counts as that: the machine paused."""
-
 _NUM_USUAL: Final = 15
 """Steps of streams alone whose median is the usual gap: one beside which a long prompt came in says nothing of it."""
+
+_NUM_PRICES: Final = 5
+"""Steps with prompts whose median is the price of a token: a pause of the machine is none, and three make a new one."""
 
 
 class Pace:
@@ -41,7 +35,7 @@ class Pace:
     def __init__(self, max_slowdown: float) -> None:
         self._max_slowdown = max_slowdown
         self._alone: deque[float] = deque(maxlen=_NUM_USUAL)
-        self._token_s: float | None = None
+        self._prices: deque[float] = deque(maxlen=_NUM_PRICES)
         self._num_beside = 0
 
     def num_prompt_tokens(self, budget: int) -> int:
@@ -50,10 +44,12 @@ class Pace:
             return budget
         if not self._alone or self._num_beside >= MAX_BESIDE:
             return 0
-        if not self._token_s:
+        if not self._prices:
             return min(budget, LEAST_PROMPT_TOKENS)
-        spare_s = (self._max_slowdown - 1) * self._usual_s()
-        return min(budget, max(LEAST_PROMPT_TOKENS, int(spare_s / self._token_s)))
+        spare_s, token_s = (self._max_slowdown - 1) * self._usual_s(), median(self._prices)
+        if budget * token_s <= spare_s:
+            return budget
+        return min(budget, max(LEAST_PROMPT_TOKENS, int(spare_s / token_s)))
 
     def observe(self, schedule: Schedule, seconds: float) -> None:
         """A step took so long."""
@@ -79,12 +75,4 @@ class Pace:
 
     def _observe_prompt(self, num_tokens: int, seconds: float) -> None:
         if num_tokens >= LEAST_PROMPT_TOKENS:  # fewer measure what a step costs rather than its tokens
-            self._token_s = _moved(self._token_s, seconds / num_tokens)
-
-
-def _moved(average: float | None, sample: float) -> float:
-    if average is None:
-        return sample
-    if sample > average:
-        return average + _WEIGHT_OF_WORSE * (min(sample, _LIMIT * average) - average)
-    return average + _WEIGHT * (sample - average)
+            self._prices.append(seconds / num_tokens)

@@ -16,13 +16,17 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+import structlog
 import torch
+
+log = structlog.get_logger(__name__)
 
 MADV_POPULATE_WRITE: Final = 23
 """Linux 5.14: make pages present and writable, as they are (madvise(2)). Before it an error, and nothing is done."""
 PAGE: Final = 2 << 20
 """Bytes that are made ready at once."""
-NICENESS: Final = 5
+NICER_BY: Final = 5
+NICEST: Final = 19
 REST: Final = 3
 """Times as long as a page took, before the next: steps want the processor too."""
 
@@ -44,8 +48,13 @@ class Prefault:
         wanted = (block_id // self._per_page + 2) * self._per_page
         self._num_wanted = max(self._num_wanted, wanted)
         if self._num_wanted > self._num_ready and (self._worker is None or not self._worker.is_alive()):
-            self._worker = threading.Thread(target=self._work, name="anaphora-prefault", daemon=True)
-            self._worker.start()
+            worker = threading.Thread(target=self._work, name="anaphora-prefault", daemon=True)
+            try:
+                worker.start()
+            except RuntimeError as error:  # no more threads here
+                self._give_up(str(error))
+            else:
+                self._worker = worker
 
     def wait(self, timeout_s: float) -> bool:
         """Until what was asked for is ready."""
@@ -53,20 +62,32 @@ class Prefault:
             self._worker.join(timeout_s)
         return self._num_wanted <= self._num_ready
 
+    def _give_up(self, reason: str) -> None:
+        """Pages come when they are touched, then, as they do anywhere."""
+        self._num_ready = sys.maxsize
+        log.info("pool_pages_are_not_made_ready", reason=reason)
+
     # -- worker --
 
     def _work(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)  # on Linux of this thread alone
-        populate = ctypes.CDLL(None).madvise
+        me = threading.get_native_id()
+        try:  # on Linux of this thread alone
+            os.setpriority(os.PRIO_PROCESS, me, min(os.getpriority(os.PRIO_PROCESS, me) + NICER_BY, NICEST))
+            self._populate()
+        except OSError as error:
+            self._give_up(f"{type(error).__name__} {error.errno}")
+
+    def _populate(self) -> None:
+        """Raises OSError."""
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
         while (wanted := self._num_wanted) > self._num_ready:
             for index, part in enumerate(self._parts):
                 whole_pages = -(-wanted * part[0].nbytes // PAGE) * PAGE
                 while self._done[index] < min(whole_pages, part.nbytes // PAGE * PAGE):
                     started_at = time.monotonic()
                     address = ctypes.c_void_p(part.data_ptr() + self._done[index])
-                    if populate(address, ctypes.c_size_t(PAGE), MADV_POPULATE_WRITE):
-                        self._num_ready = sys.maxsize  # this system cannot
-                        return
+                    if madvise(address, ctypes.c_size_t(PAGE), MADV_POPULATE_WRITE):
+                        raise OSError(ctypes.get_errno(), "madvise")
                     self._done[index] += PAGE
                     time.sleep(REST * (time.monotonic() - started_at))
             self._num_ready = wanted

@@ -70,6 +70,7 @@ class NativeDecoder:
         self._decoder.rotary_dim = cosine.shape[-1]
         needed = self._kernels.decoder_bytes(self._decoder, rows, num_logits, threads)
         if len(self._room) < needed:
+            self._room = lines(0)  # let go first
             self._room = lines(needed)
         if len(self._last_sequences) < batch.sequences.nbytes:
             self._last_sequences = np.empty(batch.sequences.nbytes, np.uint8)

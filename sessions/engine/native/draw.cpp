@@ -115,6 +115,7 @@ float least_of_likeliest(const float* of, int64_t width, int64_t count, float* w
 int64_t draw_from_kept(const Weights& weights, const DrawRow& row, int64_t best, float* of, Candidate* candidates) {
     double total = 0;
     for (int64_t first = 0; first < weights.width; first += STRETCH) total += weights.of_stretch(first, of + first);
+    if (!(total < INFINITY)) return best;  // some logit is NaN
     // All tokens below this weight together weigh less than what top-p leaves out.
     const double cut = row.top_p < 1 ? (1 - row.top_p) * total / (double)weights.width * SURE_CUT : 0;
     float least = (float)std::max(std::max(row.min_p, cut), 1e-38);
@@ -152,7 +153,8 @@ int64_t draw(const DrawCall& call, int64_t index) {
     const DrawRow& row = call.rows[index];
     const float* logits = call.logits + index * call.width;
     const int64_t best = first_largest(logits, call.width);
-    if (row.temperature <= 0 || !(fabsf(logits[best]) < INFINITY)) return best;
+    const bool is_greedy = row.temperature <= 0 || row.top_k == 1 || row.min_p >= 1;
+    if (is_greedy || !(fabsf(logits[best]) < INFINITY)) return best;
     // The smallest temperatures end in 0 elsewhere, not in NaN here.
     const float inverse = (float)std::min(1 / row.temperature, 1e30);
     const Weights weights = {logits, call.width, logits[best], inverse};

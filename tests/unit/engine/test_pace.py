@@ -1,5 +1,6 @@
 """A prompt beside streams slows them down by a known factor, on machines of any speed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -104,9 +105,25 @@ def test_alone_a_prompt_has_the_whole_budget() -> None:
     assert [entry.num_tokens for entry in bench.step().entries] == [200]
 
 
-def test_prompt_tokens_that_get_dearer_are_noticed_at_once_and_a_pause_is_forgotten() -> None:
+def test_prompt_tokens_that_get_dearer_are_noticed_in_three_steps_and_a_pause_is_none() -> None:
     """Streams take 10 ms of 25 that are allowed."""
-    pace, request = Pace(2.5), Bench().add([1], max_tokens=9)
+    step = stepper(Pace(2.5))
+    step(0, 0)
+    assert [step(100, 0.0001) for _ in range(5)][-1] == pytest.approx(150, abs=1)
+    assert step(100, 0.1) == pytest.approx(150, abs=1)
+    assert [step(100, 0.0002) for _ in range(3)] == pytest.approx([150, 75, 75], abs=1)
+
+
+def test_tokens_that_seemed_to_cost_nothing_get_their_price() -> None:
+    step = stepper(Pace(2.5))
+    step(0, 0)
+    assert step(100, -0.00001) == BUDGET, "a step that was quicker than those without a prompt"
+    assert [step(100, 0.0002) for _ in range(2)][-1] == pytest.approx(75, abs=1)
+
+
+def stepper(pace: Pace) -> Callable[[int, float], int]:
+    """A step of a stream, 10 ms, and of so many prompt tokens at so many seconds each -> what the next may have."""
+    request = Bench().add([1], max_tokens=9)
     prompt = Scheduled(Bench().add([1], max_tokens=1), 0, 1)
     request.append(1)
     stream = Scheduled(request, 1, 1)
@@ -116,13 +133,4 @@ def test_prompt_tokens_that_get_dearer_are_noticed_at_once_and_a_pause_is_forgot
         pace.observe(Schedule([stream, *beside]), 0.010 + num_tokens * token_s)
         return pace.num_prompt_tokens(BUDGET)
 
-    def settled(token_s: float) -> int:
-        step(0, 0)
-        return [step(100, token_s) for _ in range(MAX_BESIDE - 2)][-1]
-
-    assert settled(0.0001) == pytest.approx(150, abs=1)
-    assert step(100, 0.0002) == pytest.approx(100, abs=1), "half the way in one step"
-    assert settled(0.0002) == pytest.approx(75, abs=2)
-    step(0, 0)
-    assert step(100, 0.1) == pytest.approx(50, abs=2), "a pause counts as twice as dear at the most"
-    assert settled(0.0002) == pytest.approx(75, abs=2)
+    return step

@@ -1,7 +1,10 @@
 """The pool's pages are there before they are used, those in front first, and hold what they held."""
 
 import ctypes
+import itertools
+import os
 import sys
+import threading
 
 import pytest
 import torch
@@ -47,6 +50,38 @@ def test_what_pages_hold_stays() -> None:
     assert cache.prefault.wait(DEADLINE_S)
     for part in cache.keys:
         assert bool((part[:100] == 1.5).all()) and not part[100:].any()
+
+
+def test_large_parts_begin_with_a_page_whatever_stands_before_them() -> None:
+    layers = [LayerLayout(8, heads, 64, 64, 0.1) for heads in (1, 8, 1, 8)]
+    cache = KVCache(layers, 501, 16, torch.float16, torch.device("cpu"))
+    large = [part for part in (*cache.keys, *cache.values) if part.nbytes >= PAGE]
+    assert len(large) == 4 and all(part.data_ptr() % PAGE == 0 for part in large)
+    ends = sorted((part.data_ptr(), part.data_ptr() + part.nbytes) for part in (*cache.keys, *cache.values))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
+    cache.prefault.reach(0)
+    assert cache.prefault.wait(DEADLINE_S)
+    assert all(pages_present(part)[0] for part in large)
+
+
+def test_without_threads_the_pool_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    cache = cache_of(num_blocks=128)
+    cache.prefault.reach(0)
+    assert cache.prefault.wait(0)
+
+
+def test_a_process_that_is_nice_already_has_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(os, "getpriority", lambda which, who: 17)
+    monkeypatch.setattr(os, "setpriority", lambda which, who, priority: asked.append(priority))
+    cache = cache_of(num_blocks=128)
+    cache.prefault.reach(0)
+    assert cache.prefault.wait(DEADLINE_S) and asked == [19]
+    assert pages_present(cache.keys[0])[0]
 
 
 def test_small_pools_are_left_alone() -> None:

@@ -124,3 +124,10 @@ def test_kernels_draw_in_proportion(params: SamplingParams, kernels: Kernels) ->
     rows, draws = row.repeat(count, 1), [draw(seed, params) for seed in range(count)]
     drawn, wanted = Counter(NativePick(kernels)(rows, draws)), Counter(pick_by_torch(rows.clone(), draws))
     assert drawn == wanted and 2 not in drawn
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_k=1), SamplingParams(min_p=1)])
+def test_the_likeliest_alone_is_the_largest_logit_to_the_last_bit(params: SamplingParams, kernels: Kernels) -> None:
+    row = torch.full((1, 40), 0.1)
+    row[0, 33] = torch.nextafter(row[0, 33], torch.tensor(1.0))
+    assert NativePick(kernels)(row, [draw(1, params)]) == [33]
