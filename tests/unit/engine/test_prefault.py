@@ -14,6 +14,7 @@ from sessions.engine.prefault import PAGE, Prefault
 
 DEADLINE_S = 30
 SMALL_PAGE = 4096
+MADV_DONTNEED = 4
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are made present by a call of Linux")
 
@@ -28,8 +29,12 @@ def pages_present(part: torch.Tensor) -> list[bool]:
 
 
 def cache_of(num_blocks: int) -> KVCache:
-    """Blocks of 64 KiB in K and in V: 32 a page."""
-    return KVCache([LayerLayout(4, 4, 256, 256, 0.06)] * 2, num_blocks, 32, torch.float16, torch.device("cpu"))
+    """Blocks of 64 KiB in K and in V: 32 a page. No page is there: malloc may have given some that others had."""
+    cache = KVCache([LayerLayout(4, 4, 256, 256, 0.06)] * 2, num_blocks, 32, torch.float16, torch.device("cpu"))
+    for part in (*cache.keys, *cache.values):
+        address = ctypes.c_void_p(part.data_ptr())
+        assert ctypes.CDLL(None).madvise(address, ctypes.c_size_t(part.nbytes), MADV_DONTNEED) == 0
+    return cache
 
 
 def test_pages_in_front_are_made_ready_and_others_are_not() -> None:
