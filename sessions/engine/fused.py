@@ -12,17 +12,15 @@ multiplier is served through its own modules, never wrongly.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch.nn.functional import embedding
 
 from sessions.engine.batch import Batch
-from sessions.engine.kv_cache import LayerLayout
 from sessions.engine.linear import Linear, Quantization
 from sessions.engine.native.attention import NativeAttention
-from sessions.engine.native.decoder import NativeDecoder, Norm, PackedLayer
+from sessions.engine.native.decoder import LayerParts, NativeDecoder, Norm, PackedLayer
 from sessions.engine.native.kernels import Kernels
 from sessions.engine.recipe import Layer, Projection, Recipe, Rotary
 from sessions.engine.recipe import Norm as NormRecipe
@@ -34,19 +32,7 @@ Weights = Callable[[str], torch.Tensor]
 """A weight by its name in the recipe, fp32. Raises KeyError."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """head_norms: weights [head_dim] of Q's and K's own norm, and epsilon."""
-
-    layout: LayerLayout
-    input_norm: Norm
-    qkv: Linear
-    head_norms: tuple[torch.Tensor, torch.Tensor, float] | None
-    rotates: bool
-    output: Linear
-    mlp_norm: Norm
-    gate_up: Linear
-    down: Linear
+_Layer = LayerParts[Linear]
 
 
 class FusedDecoder:
@@ -117,14 +103,12 @@ class _Angles:
 
     def __init__(self, rotary: Rotary) -> None:
         self._rotary = rotary
-        self._tables = rotary.tables(torch.arange(SHORTEST_TABLE))
+        self._tables = rotary.tables(torch.arange(0))
 
     def until(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cosine, sine [n, rotary_dim], n > position."""
-        length = len(self._tables[0])
-        if position >= length:
-            while position >= length:
-                length *= 2
+        if position >= len(self._tables[0]):
+            length = max(SHORTEST_TABLE, 1 << position.bit_length())
             self._tables = self._rotary.tables(torch.arange(length))
         return self._tables
 
@@ -134,7 +118,7 @@ def _packed(layer: _Layer) -> PackedLayer | None:
     qkv, output, gate_up, down = (linear.packed for linear in (layer.qkv, layer.output, layer.gate_up, layer.down))
     if qkv is None or output is None or gate_up is None or down is None:
         return None
-    return PackedLayer(
+    return LayerParts(
         layer.layout, layer.input_norm, qkv, layer.head_norms, layer.rotates, output, layer.mlp_norm, gate_up, down
     )
 
@@ -144,7 +128,7 @@ def _build_layer(layer: Layer, weights: Weights) -> _Layer:
     if layer.head_norms is not None:
         q_norm, k_norm = layer.head_norms
         head_norms = (weights(q_norm.weight), weights(k_norm.weight), q_norm.epsilon)
-    return _Layer(
+    return LayerParts(
         layout=layer.layout,
         input_norm=_build_norm(layer.input_norm, weights),
         qkv=_build_linear(layer.qkv, weights),

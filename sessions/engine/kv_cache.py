@@ -26,14 +26,12 @@ import numpy.typing as npt
 import psutil
 import torch
 
+from sessions.engine.memory import CACHE_LINE, LARGE_PAGE, rounded_up
 from sessions.engine.prefault import Prefault
 from sessions.pool_size import PoolSize
 
 STEPS: Final = 127
 """Integers on each side of zero that int8 KV is rounded to."""
-CACHE_LINE: Final = 64
-LARGE_PAGE: Final = 2 << 20
-"""Bytes; of Linux on x86 and most ARM."""
 SMALLEST: Final = 1e-30
 """K or V of a head whose numbers are all below is stored as zeros: the inverse of its scale would overflow."""
 
@@ -221,7 +219,7 @@ def _zeros(parts: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.d
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in parts]
     starts, end = [], 0
     for size in sizes:
-        starts.append(_rounded_up(end, LARGE_PAGE if size >= LARGE_PAGE else CACHE_LINE))
+        starts.append(rounded_up(end, LARGE_PAGE if size >= LARGE_PAGE else CACHE_LINE))
         end = starts[-1] + size
     memory = np.zeros(end + LARGE_PAGE, np.uint8)
     memory = memory[-memory.ctypes.data % LARGE_PAGE :]
@@ -229,10 +227,6 @@ def _zeros(parts: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.d
         torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
         for (shape, dtype), start, size in zip(parts, starts, sizes, strict=True)
     ]
-
-
-def _rounded_up(value: int, step: int) -> int:
-    return -(-value // step) * step
 
 
 def bytes_per_token(layers: Sequence[LayerLayout], dtype: torch.dtype) -> int:

@@ -19,12 +19,12 @@ from typing import Final
 import structlog
 import torch
 
+from sessions.engine.memory import LARGE_PAGE, rounded_up
+
 log = structlog.get_logger(__name__)
 
 MADV_POPULATE_WRITE: Final = 23
 """Linux 5.14: make pages present and writable, as they are (madvise(2)). Before it an error, and nothing is done."""
-PAGE: Final = 2 << 20
-"""Bytes that are made ready at once."""
 NICER_BY: Final = 5
 NICEST: Final = 19
 REST: Final = 3
@@ -35,9 +35,9 @@ class Prefault:
     """Of tensors [num_blocks, ..], contiguous; those on CPU that are large enough to begin with a page."""
 
     def __init__(self, parts: Sequence[torch.Tensor]) -> None:
-        self._parts = [part for part in parts if part.device.type == "cpu" and part.nbytes >= 2 * PAGE]
+        self._parts = [part for part in parts if part.device.type == "cpu" and part.nbytes >= 2 * LARGE_PAGE]
         self._done = [0] * len(self._parts)
-        self._per_page = max(1, PAGE // max((part[0].nbytes for part in self._parts), default=PAGE))
+        self._per_page = max(1, LARGE_PAGE // max((part[0].nbytes for part in self._parts), default=LARGE_PAGE))
         """Blocks on a page of the widest part."""
         self._num_ready = 0 if self._parts and sys.platform == "linux" else sys.maxsize
         self._num_wanted = 0
@@ -82,12 +82,12 @@ class Prefault:
         madvise = ctypes.CDLL(None, use_errno=True).madvise
         while (wanted := self._num_wanted) > self._num_ready:
             for index, part in enumerate(self._parts):
-                whole_pages = -(-wanted * part[0].nbytes // PAGE) * PAGE
-                while self._done[index] < min(whole_pages, part.nbytes // PAGE * PAGE):
+                whole_pages = rounded_up(wanted * part[0].nbytes, LARGE_PAGE)
+                while self._done[index] < min(whole_pages, part.nbytes // LARGE_PAGE * LARGE_PAGE):
                     started_at = time.monotonic()
                     address = ctypes.c_void_p(part.data_ptr() + self._done[index])
-                    if madvise(address, ctypes.c_size_t(PAGE), MADV_POPULATE_WRITE):
+                    if madvise(address, ctypes.c_size_t(LARGE_PAGE), MADV_POPULATE_WRITE):
                         raise OSError(ctypes.get_errno(), "madvise")
-                    self._done[index] += PAGE
+                    self._done[index] += LARGE_PAGE
                     time.sleep(REST * (time.monotonic() - started_at))
             self._num_ready = wanted

@@ -138,7 +138,8 @@ void gather(const float* from, const int64_t* rows, int64_t count, int64_t width
     for (int64_t i = 0; i < count; i++) memcpy(to + i * width, from + rows[i] * width, sizeof(float) * (size_t)width);
 }
 
-void run_layer(const DecoderCall& call, const Room& room, int64_t index) {
+// num_wanted: sequences in call.last_sequences.
+void run_layer(const DecoderCall& call, const Room& room, int64_t index, int32_t num_wanted) {
     const Decoder& decoder = *call.decoder;
     const DecoderLayer& layer = decoder.layers[index];
     const bool is_last = index == decoder.num_layers - 1;
@@ -154,14 +155,11 @@ void run_layer(const DecoderCall& call, const Room& room, int64_t index) {
     store_kv(attention);
     if (is_last) {  // from here on only rows whose logits are wanted matter
         if (!call.num_logits) return;
-#pragma omp single copyprivate(attention)
-        {
-            attention.num_sequences = keep_wanted(call);
-            attention.sequences = call.last_sequences;
-        }
+        attention.num_sequences = num_wanted;
+        attention.sequences = call.last_sequences;
     }
     attend(attention);
-    if (is_last) {  // qkv and gate_up are free
+    if (is_last) {  // qkv and normed are free
         rows = call.num_logits;
         gather(attended, call.logit_rows, rows, (int64_t)layer.q_heads * layer.head_dim, room.qkv);
         gather(x, call.logit_rows, rows, decoder.hidden, room.normed);
@@ -191,10 +189,11 @@ int32_t anaphora_decoder(const DecoderCall* call) {
     const Room room(decoder, call->rows, call->num_logits, call->num_threads, call->room);
     for (int64_t row = 0; row < call->rows; row++)
         if (call->token_ids[row] < 0 || call->token_ids[row] >= decoder.num_ids) return 0;
+    const int32_t num_wanted = keep_wanted(*call);
 #pragma omp parallel num_threads(call->num_threads)
     {
         gather(decoder.embed, call->token_ids, call->rows, decoder.hidden, room.x);
-        for (int64_t index = 0; index < decoder.num_layers; index++) run_layer(*call, room, index);
+        for (int64_t index = 0; index < decoder.num_layers; index++) run_layer(*call, room, index, num_wanted);
         if (call->num_logits) {
             add_rms_norm(room.x, room.delta, decoder.norm, room.normed, call->num_logits, decoder.hidden, decoder.epsilon);
             multiply(decoder.head, room.normed, call->logits, call->num_logits, room.linear);

@@ -6,6 +6,7 @@ Owns the records that the call reads, the tensors they point to, and the memory 
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import torch
 
 from sessions.engine.batch import Batch
 from sessions.engine.kv_cache import LayerLayout
-from sessions.engine.native.arena import lines
+from sessions.engine.memory import lines
 from sessions.engine.native.attention import NativePool
 from sessions.engine.native.kernels import Kernels, PackedWeight
 from sessions.engine.native.structures import Decoder, DecoderCall, DecoderLayer
@@ -27,19 +28,25 @@ class Norm:
     epsilon: float
 
 
+LinearT = TypeVar("LinearT")
+
+
 @dataclass(frozen=True, slots=True)
-class PackedLayer:
-    """head_norms: weights [head_dim] of Q's and K's own norm, and epsilon."""
+class LayerParts(Generic[LinearT]):
+    """A layer, whatever its linears are. head_norms: weights [head_dim] of Q's and K's own norm, and epsilon."""
 
     layout: LayerLayout
     input_norm: Norm
-    qkv: PackedWeight
+    qkv: LinearT
     head_norms: tuple[torch.Tensor, torch.Tensor, float] | None
     rotates: bool
-    output: PackedWeight
+    output: LinearT
     mlp_norm: Norm
-    gate_up: PackedWeight
-    down: PackedWeight
+    gate_up: LinearT
+    down: LinearT
+
+
+PackedLayer = LayerParts[PackedWeight]
 
 
 class NativeDecoder:

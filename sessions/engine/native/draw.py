@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sessions.engine.native.arena import lines
+from sessions.engine.memory import lines
 from sessions.engine.native.kernels import Kernels
 from sessions.engine.native.structures import DrawCall
 from sessions.engine.sampler import uniform

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from sessions.engine.kv_cache import KVCache
-from sessions.engine.native.arena import Arena
+from sessions.engine.memory import Arena
 from sessions.engine.native.build import BuildFailed, build
 from sessions.engine.native.structures import F32, I32, I64, Decoder, DecoderCall, DrawCall, Linear, P
 

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 from torch.nn.functional import linear
 
 from sessions.engine.linear import Linear
-from sessions.engine.native.arena import ARENA_BYTES, CACHE_LINE, Arena
+from sessions.engine.memory import ARENA_BYTES, CACHE_LINE, Arena
 from sessions.engine.native.kernels import Kernels
 
 SHAPES = [(1, 576, 960), (5, 32, 17), (6, 32, 16), (13, 1536, 48), (21, 96, 17), (300, 64, 40), (700, 320, 33)]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sessions.engine.kv_cache import KVCache, LayerLayout
-from sessions.engine.prefault import MADV_POPULATE_WRITE, PAGE, Prefault
+from sessions.engine.memory import LARGE_PAGE
+from sessions.engine.prefault import MADV_POPULATE_WRITE, Prefault
 
 DEADLINE_S = 30
 SMALL_PAGE = 4096
@@ -35,7 +36,7 @@ def pages_present(part: torch.Tensor) -> list[bool]:
     present = (ctypes.c_ubyte * (part.nbytes // SMALL_PAGE))()
     done = ctypes.CDLL(None).mincore(ctypes.c_void_p(part.data_ptr()), ctypes.c_size_t(part.nbytes), present)
     assert done == 0
-    per_page = PAGE // SMALL_PAGE
+    per_page = LARGE_PAGE // SMALL_PAGE
     return [all(present[at : at + per_page]) for at in range(0, len(present) - per_page + 1, per_page)]
 
 
@@ -71,8 +72,8 @@ def test_what_pages_hold_stays() -> None:
 def test_large_parts_begin_with_a_page_whatever_stands_before_them() -> None:
     layers = [LayerLayout(8, heads, 64, 64, 0.1) for heads in (1, 8, 1, 8)]
     cache = KVCache(layers, 501, 16, torch.float16, torch.device("cpu"))
-    large = [part for part in (*cache.keys, *cache.values) if part.nbytes >= PAGE]
-    assert len(large) == 4 and all(part.data_ptr() % PAGE == 0 for part in large)
+    large = [part for part in (*cache.keys, *cache.values) if part.nbytes >= LARGE_PAGE]
+    assert len(large) == 4 and all(part.data_ptr() % LARGE_PAGE == 0 for part in large)
     ends = sorted((part.data_ptr(), part.data_ptr() + part.nbytes) for part in (*cache.keys, *cache.values))
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
     cache.prefault.reach(0)

@@ -1,4 +1,4 @@
-"""Memory that the kernels read fast: on whole cache lines, in large pages where there are some."""
+"""Host memory that is read fast: on whole cache lines, in large pages where there are some."""
 
 import threading
 from typing import Final
@@ -8,14 +8,19 @@ import numpy.typing as npt
 import torch
 
 CACHE_LINE: Final = 64
-"""Bytes."""
+LARGE_PAGE: Final = 2 << 20
+"""Bytes; of Linux on x86 and most ARM."""
 ARENA_BYTES: Final = 32 << 20
+
+
+def rounded_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def lines(size: int) -> npt.NDArray[np.uint8]:
     """Uninitialised bytes that begin with a cache line. Raises MemoryError.
 
-    numpy asks Linux for pages of 2 MiB (madvise). malloc promises 16 bytes: a vector across two lines is read twice.
+    numpy asks Linux for large pages (madvise). malloc promises 16 bytes: a vector across two lines is read twice.
     """
     memory = np.empty(size + CACHE_LINE, np.uint8)
     begin = -memory.ctypes.data % CACHE_LINE
@@ -41,5 +46,5 @@ class Arena:
             if self._taken + size > len(self._chunk):
                 self._chunk, self._taken = lines(max(size, ARENA_BYTES)), 0
             place = torch.from_numpy(self._chunk[self._taken : self._taken + size])
-            self._taken += -(-size // CACHE_LINE) * CACHE_LINE
+            self._taken += rounded_up(size, CACHE_LINE)
         return place.copy_(packed)
