@@ -40,7 +40,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 64},
     "gpt_neox": {},
     "olmo2": {},
-    "smollm3": {},
+    "smollm3": {"no_rope_layers": [1, 0]},
     "granite": {},
     "granite+multipliers": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
     "cohere": {},

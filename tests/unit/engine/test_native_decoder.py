@@ -55,7 +55,7 @@ def batch_of(entries: list[Entry], logit_rows: list[int]) -> Batch:
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "smollm3"])
 def test_one_call_gives_the_bits_of_its_operators(kind: str, kv_dtype: str, tmp_path: Path, kernels: Kernels) -> None:
     loaded = load(kind, tmp_path, kernels, kv_dtype)
     decoder = getattr(loaded.forward, "__self__", None)

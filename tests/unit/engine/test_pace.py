@@ -85,6 +85,7 @@ def test_under_load_that_never_ends_the_usual_gap_is_measured_anew() -> None:
         beside = [replace(prompt, num_tokens=allowed[-1])] if allowed[-1] else []
         pace.observe(Schedule([stream] * 8 + beside), 0.060 + 0.0005 * allowed[-1])
     assert max(allowed[:MAX_BESIDE]) < 32, "as long as it is not"
+    assert allowed[MAX_BESIDE + 6] == pytest.approx(180, abs=2), "what was known before counts no more"
     assert allowed[-1] == pytest.approx(180, abs=2)
     assert allowed.count(0) == 9
 
